@@ -1,0 +1,1 @@
+"""Tessera: end-to-end pretraining of ModernBERT-style encoders."""

@@ -1,0 +1,1 @@
+"""Checkpoints in and out: ours, FlexBERT's and Hugging Face's."""

@@ -1,0 +1,145 @@
+"""What is read, and how it is packed and masked: the YAML's data sections. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tessera.quantities import ByteSize, Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of documents: a folder of MDS shards, possibly a cache of a remote one."""
+
+    local: str
+    """The folder that holds, or will hold, the shards."""
+    remote: str | None = None
+    """Where the shards come from if not local already: whatever Streaming reads (s3://, a path)."""
+    split: str = "train"
+    """Sub-folder of `local` and `remote` with the training documents; '' for none."""
+    validation_split: str | None = "validation"
+    """Sub-folder with the validation documents; null if the source has none."""
+    weight: float = 1.0
+    """Share of the training tokens, relative to the other sources' weights. 0: not opened."""
+    cache_limit: ByteSize | None = None
+    """Shards beyond this size are evicted, oldest first, if they can be fetched again."""
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"weight must not be negative; got {self.weight}")
+        if self.cache_limit is not None and self.remote is None:
+            raise ValueError("cache_limit needs a remote: without one, nothing may be evicted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig:
+    """Masked-language modelling: which tokens are predicted, and what the model sees instead."""
+
+    rate: float = 0.3
+    """Share of the ordinary tokens to predict, at the start of the phase."""
+    final_rate: float | None = None
+    """If set, the rate moves linearly from `rate` to this over the phase's `over` tokens."""
+    over: Duration | None = None
+    """How long the rate takes to reach `final_rate`."""
+    whole_words: bool = False
+    """Mask all the tokens of a word together."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "final_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} is a share of the tokens, in (0, 1); got {value}")
+        if (self.final_rate is None) != (self.over is None):
+            raise ValueError("final_rate and over go together: set both or neither")
+        if self.over is not None and self.over.unit != "tok":
+            raise ValueError(f"over is counted in tokens ('tok'); got '{self.over}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The stream of packed rows."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    max_seq_len: int = 1024
+    """Tokens of one segment at most, [CLS] and [SEP] included."""
+    row_tokens: int = 8192
+    """Token slots of a packed row. More waste less padding and make coarser batches."""
+    long_documents: Literal["split", "truncate"] = "split"
+    """A document over `max_seq_len` becomes consecutive pieces, or loses its tail."""
+    lanes: int = 96
+    """Independent packers, whatever the number of ranks: the number of ranks must divide it."""
+    canonical_nodes: int = 1
+    """Groups of shards; a node reads only the groups of its lanes. Divides `lanes`."""
+    waiting_pieces: int = 256
+    """Pieces from which a lane's packer chooses. More waste less padding, and delay pieces."""
+    block_documents: int = 262_144
+    """Documents are shuffled inside blocks of whole shards of about this many documents."""
+    shuffle: bool = True
+    seed: int | None = None
+    """Order and masks; the run's seed if null."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    skip_rows: tuple[str, ...] = ()
+    """Ranges of global row numbers left out of training, such as '1200-1247'."""
+    on_bad_shard: Literal["stop", "skip"] = "stop"
+    workers: int = 0
+    """Processes per rank that read and pack ahead; 0 packs between steps. Divides lanes / ranks."""
+    prefetch_rows: int = 16
+    """Rows each worker prepares ahead."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources is empty: name at least one source of documents")
+        if not any(source.weight > 0 for source in self.sources.values()):
+            raise ValueError("sources: every weight is 0, so there is nothing to read")
+        if self.max_seq_len < 8:
+            raise ValueError(f"max_seq_len must be at least 8; got {self.max_seq_len}")
+        if self.max_seq_len > self.row_tokens:
+            raise ValueError(
+                f"max_seq_len {self.max_seq_len} is larger than row_tokens {self.row_tokens}: "
+                "raise row_tokens to a multiple of it"
+            )
+        for name in ("lanes", "canonical_nodes", "waiting_pieces", "block_documents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.lanes % self.canonical_nodes:
+            raise ValueError(
+                f"canonical_nodes {self.canonical_nodes} does not divide lanes {self.lanes}"
+            )
+        if self.workers < 0 or self.prefetch_rows < 1:
+            raise ValueError("workers must not be negative, prefetch_rows at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchWarmupConfig:
+    """The global batch grows in equal steps of rows, each size for the same number of batches."""
+
+    initial_rows: int
+    increment_rows: int
+    over: Duration
+    """Tokens after which the batch has its full size."""
+
+    def __post_init__(self) -> None:
+        if self.initial_rows < 1 or self.increment_rows < 1:
+            raise ValueError("initial_rows and increment_rows must be at least 1")
+        if self.over.unit != "tok":
+            raise ValueError(f"over is counted in tokens ('tok'); got '{self.over}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Rows per optimizer step, over all ranks and accumulation steps."""
+
+    rows: int
+    microbatch_rows: int = 1
+    """Rows per forward and backward pass on one device. Changes speed and memory, not results."""
+    warmup: BatchWarmupConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.microbatch_rows < 1:
+            raise ValueError("rows and microbatch_rows must be at least 1")
+        if self.warmup is not None:
+            span = self.rows - self.warmup.initial_rows
+            if span < 0 or span % self.warmup.increment_rows:
+                raise ValueError(
+                    f"rows {self.rows} is not reached from initial_rows "
+                    f"{self.warmup.initial_rows} in steps of {self.warmup.increment_rows}"
+                )

@@ -1,0 +1,1 @@
+"""What a trained encoder is worth: masked-LM loss per source, fine-tuning tasks."""

@@ -1,0 +1,1 @@
+"""ModernBERT on flat packed sequences, with Hugging Face's tensor names."""

@@ -1,0 +1,71 @@
+"""The shape of the model: what the YAML's `model` section says. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """ModernBERT's architecture (https://arxiv.org/abs/2412.13663), in Hugging Face's names.
+
+    Defaults are the released base model.
+    """
+
+    vocab_size: int = 50_368
+    """Rows of the embedding. A multiple of 64 is fastest; it may exceed the tokenizer's size."""
+    hidden_size: int = 768
+    intermediate_size: int = 1152
+    """Width of each half of the gated feed-forward layer."""
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    local_attention: int = 128
+    """Window of the local layers: a token sees those at most `local_attention // 2` away."""
+    global_attn_every_n_layers: int = 3
+    """Layer i attends globally if i is a multiple of this, else locally."""
+    global_rope_theta: float = 160_000.0
+    local_rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    attention_output_dropout: float = 0.1
+    """After attention's output projection, in training; no other layer drops anything."""
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    """Initial weights are cut at this many standard deviations."""
+    decoder_bias_init: Literal["zero", "uniform"] = "zero"
+    """`uniform` is what the published training code did: U(-1/sqrt(hidden), 1/sqrt(hidden))."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "global_attn_every_n_layers",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} attention heads"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"rotary positions need an even head size; got {self.head_size}")
+        if self.local_attention < 2 or self.local_attention % 2:
+            raise ValueError(f"local_attention must be even and positive: {self.local_attention}")
+        if not 0 <= self.attention_output_dropout < 1:
+            raise ValueError(
+                f"attention_output_dropout is in [0, 1); got {self.attention_output_dropout}"
+            )
+        for name in ("global_rope_theta", "local_rope_theta", "norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def is_global(self, layer: int) -> bool:
+        """Whether this layer, counted from 0, attends to the whole document."""
+        return layer % self.global_attn_every_n_layers == 0

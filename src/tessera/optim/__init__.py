@@ -1,0 +1,1 @@
+"""Optimizers with decay groups, and schedules as pure functions of tokens."""

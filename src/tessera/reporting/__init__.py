@@ -1,0 +1,1 @@
+"""A run's log, read into plain tables and drawn as curves."""

@@ -1,0 +1,1 @@
+"""Training on Composer: the only part that knows Composer's names."""
