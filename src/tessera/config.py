@@ -1,0 +1,345 @@
+"""YAML and overrides to a frozen dataclass, strictly: every mistake is reported at once, by key.
+
+Knows no section of any configuration, and imports no torch. A section is a frozen dataclass; its
+`__post_init__` may raise ValueError with one problem a line, each best begun with a field's name.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Section = TypeVar("Section")
+_FAILED = object()
+
+
+class ConfigError(Exception):
+    """A mistake of the user's: its text is all there is to say; the exit status is 2."""
+
+
+def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:
+    """Read a YAML file, with `extends` and dotted overrides, as the dataclass `cls`.
+
+    `extends: other.yaml` (or a list) at any level of the file stands for the keys of that file,
+    found beside the file that names it; keys beside `extends` win over those it brings.
+
+    Raises:
+        ConfigError: naming the file and every key that is wrong, with what was likely meant.
+    """
+    tree = OmegaConf.create(_read(Path(path), ()))
+    try:
+        for override in overrides:
+            tree = _override(tree, override)
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    return decode(cls, plain, str(path))
+
+
+def decode(cls: type[Section], plain: Any, origin: str) -> Section:
+    """Turn plain dicts, lists and scalars into `cls`; `origin` names them in errors.
+
+    Raises:
+        ConfigError: naming every key that is wrong.
+    """
+    problems: dict[str, list[str]] = {}
+    value = _decode(cls, plain, "", _Report(cls, problems))
+    if problems:
+        lines = [f"{key}: {text}" if key else text for key in problems for text in problems[key]]
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ConfigError("\n  ".join([f"{origin}: {count}", *lines]))
+    return typing.cast(Section, value)
+
+
+def to_plain(value: Any) -> Any:
+    """The same configuration as dicts, lists and scalars that `decode` reads back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parse = getattr(type(value), "parse", None)
+        if parse is not None and type(value).__str__ is not object.__str__:
+            text = str(value)
+            if parse(text) == value:
+                return text
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def to_yaml(value: Any) -> str:
+    """The resolved configuration as a YAML document."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> dict:
+    if path.resolve() in chain:
+        names = " -> ".join(str(link) for link in [*chain, path.resolve()])
+        raise ConfigError(f"{path}: extends itself ({names})")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{_neighbour(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys with values, found a {type(content).__name__}")
+    return _extend(content, path, (*chain, path.resolve()))
+
+
+def _extend(section: dict, path: Path, chain: tuple[Path, ...]) -> dict:
+    own = {
+        key: _extend(value, path, chain) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if key != "extends"
+    }
+    bases = section.get("extends", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases or []:
+        merged = _merge(merged, _read(path.parent / str(base), chain))
+    return _merge(merged, own)
+
+
+def _merge(base: dict, own: dict) -> dict:
+    """`own` over `base`; a section of another `name` is another kind of thing and replaces it."""
+    merged = dict(base)
+    for key, value in own.items():
+        under = merged.get(key)
+        if isinstance(value, dict) and isinstance(under, dict) and _same_kind(value, under):
+            merged[key] = _merge(under, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _same_kind(own: dict, base: dict) -> bool:
+    return "name" not in own or own["name"] == base.get("name")
+
+
+def _override(tree: Any, text: str) -> Any:
+    key, equals, _ = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"'{text}': an override is written key.sub_key=value")
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist([text]))
+    except yaml.YAMLError:
+        raise ConfigError(f"'{text}': the value is not valid YAML; quote it") from None
+
+
+def _neighbour(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f" (nor a folder {path.parent})"
+    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"}]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean '{path.parent / close[0]}'?" if close else ""
+
+
+class _Report:
+    """Collects problems by dotted key, and knows the whole schema for suggestions."""
+
+    def __init__(self, schema: Any, problems: dict[str, list[str]]) -> None:
+        self.schema = schema
+        self.problems = problems
+
+    def add(self, key: str, text: str) -> Any:
+        self.problems.setdefault(key, []).append(text)
+        return _FAILED
+
+    def suggest(self, name: str, fields: Sequence[str], likelier: Sequence[str] = ()) -> str:
+        close = difflib.get_close_matches(name, likelier, n=1)
+        close = close or difflib.get_close_matches(name, fields, n=1)
+        if close:
+            return f"did you mean '{close[0]}'?"
+        elsewhere = [key for key in _keys(self.schema, "") if key.rpartition(".")[2] == name]
+        if elsewhere:
+            return f"did you mean '{elsewhere[0]}'?"
+        return f"the keys here are {', '.join(fields)}"
+
+
+def _keys(kind: Any, prefix: str) -> Iterator[str]:
+    if dataclasses.is_dataclass(kind):
+        for name, inner in _fields(kind).items():
+            yield prefix + name
+            yield from _keys(inner, f"{prefix}{name}.")
+    elif get_origin(kind) in (Union, types.UnionType):
+        for member in get_args(kind):
+            yield from _keys(member, prefix)
+
+
+def _fields(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _decode(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _decode_union(kind, value, key, report)
+    if origin is Literal:
+        return _decode_literal(kind, value, key, report)
+    if dataclasses.is_dataclass(kind):
+        if hasattr(kind, "parse") and not isinstance(value, Mapping):
+            return _parse(kind, value, key, report)
+        return _decode_section(kind, value, key, report)
+    if origin in (list, tuple, dict):
+        return _decode_collection(kind, value, key, report)
+    return _decode_scalar(kind, value, key, report)
+
+
+def _parse(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    try:
+        return kind.parse(value)
+    except ValueError as error:
+        return report.add(key, str(error))
+
+
+def _decode_section(cls: Any, value: Any, key: str, report: _Report) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        return report.add(key, f"expected a section of keys, got {value!r}")
+    hints = _fields(cls)
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in hints:
+            sections = [known for known, kind in hints.items() if next(_keys(kind, ""), None)]
+            likelier = sections if isinstance(value[name], Mapping) else []
+            hint = report.suggest(str(name), list(hints), likelier)
+            report.add(f"{prefix}{name}", f"unknown '{name}'; {hint}")
+    decoded = {}
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        if field.name in value:
+            inner = f"{prefix}{field.name}"
+            decoded[field.name] = _decode(hints[field.name], value[field.name], inner, report)
+        elif field.default is not dataclasses.MISSING:
+            decoded[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            decoded[field.name] = field.default_factory()
+        else:
+            decoded[field.name] = report.add(f"{prefix}{field.name}", "missing, and required")
+    if any(item is _FAILED for item in decoded.values()):
+        return _FAILED
+    return _construct(cls, decoded, key, report)
+
+
+def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> Any:
+    # Built without __init__ so that a section whose values are wrong still lets the section
+    # around it check the rest: all mistakes are to be seen in one go.
+    section = object.__new__(cls)
+    for name, item in decoded.items():
+        object.__setattr__(section, name, item)
+    check = getattr(section, "__post_init__", None)
+    if check is None:
+        return section
+    already = len(report.problems)
+    try:
+        check()
+    except ValueError as error:
+        for line in str(error).splitlines():
+            first = line.split(maxsplit=1)[0].rstrip(":") if line.split() else ""
+            inner = first.split(".")[0] in decoded
+            report.add(".".join(filter(None, [key, first if inner else ""])), line)
+    except Exception:
+        # A check that trips over values already reported has nothing to add.
+        if not already:
+            raise
+    return section
+
+
+def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if value is None and type(None) in get_args(kind):
+        return None
+    if len(members) == 1:
+        return _decode(members[0], value, key, report)
+    named = {
+        get_args(_fields(member)["name"])[0]: member
+        for member in members
+        if dataclasses.is_dataclass(member) and "name" in _fields(member)
+    }
+    if named and isinstance(value, Mapping):
+        name = value.get("name")
+        if name in named:
+            return _decode(named[name], value, key, report)
+        if name is None:
+            return report.add(f"{key}.name", f"missing; one of {', '.join(named)}")
+        hint = report.suggest(str(name), list(named))
+        return report.add(f"{key}.name", f"unknown '{name}'; {hint}")
+    if named and len(named) == len(members):
+        return report.add(key, f"expected a section with a name, got {value!r}")
+    for member in members:
+        attempt = _Report(report.schema, {})
+        decoded = _decode(member, value, key, attempt)
+        if not attempt.problems:
+            return decoded
+    kinds = " or ".join(_name(member) for member in members)
+    return report.add(key, f"expected {kinds}, got {value!r}")
+
+
+def _decode_literal(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    choices = get_args(kind)
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(map(str, choices))}"
+    return report.add(key, f"unknown '{value}'; {hint}")
+
+
+def _decode_collection(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    origin = get_origin(kind)
+    inner = get_args(kind)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            return report.add(key, f"expected names with values, got {value!r}")
+        items = {
+            str(name): _decode(inner[1], item, f"{key}.{name}", report)
+            for name, item in value.items()
+        }
+        return _FAILED if any(item is _FAILED for item in items.values()) else items
+    if not isinstance(value, list | tuple):
+        return report.add(key, f"expected a list, got {value!r}")
+    if origin is tuple and Ellipsis not in inner:
+        if len(value) != len(inner):
+            return report.add(key, f"expected {len(inner)} values, got {value!r}")
+        kinds = list(inner)
+    else:
+        kinds = [inner[0]] * len(value)
+    listed = [
+        _decode(member, item, f"{key}[{index}]", report)
+        for index, (member, item) in enumerate(zip(kinds, value, strict=True))
+    ]
+    return _FAILED if any(item is _FAILED for item in listed) else origin(listed)
+
+
+def _decode_scalar(kind: Any, value: Any, key: str, report: _Report) -> Any:
+    if kind is Any or (isinstance(kind, type) and type(value) is kind):
+        if isinstance(value, float) and value - value != 0:
+            return report.add(key, f"expected a finite number, got {value!r}")
+        return value
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    return report.add(key, f"expected {_name(kind)}, got {value!r}")
+
+
+def _name(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is Literal:
+        return " or ".join(f"'{choice}'" for choice in get_args(kind))
+    return getattr(kind, "__name__", str(kind))

@@ -1,0 +1,84 @@
+"""The arrows of the README's map, executed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tessera
+
+PACKAGE = Path(tessera.__file__).parent
+PROJECT = PACKAGE.parent.parent
+
+LEAVES = {"config", "batch", "quantities", "optim", "reporting"}
+MAY_IMPORT = {
+    "config": set(),
+    "batch": set(),
+    "quantities": set(),
+    "optim": {"quantities"},
+    "reporting": {"quantities"},
+    "model": {"batch", "quantities"},
+    "data": {"batch", "quantities"},
+    "checkpoints": {"model"},
+    "evaluation": {"config", "batch", "quantities", "model", "data", "checkpoints"},
+    "training": {
+        "config", "batch", "quantities", "model", "data", "optim", "checkpoints",
+    },
+    "cli": {
+        "config", "batch", "quantities", "model", "data", "optim", "checkpoints",
+        "evaluation", "training", "reporting",
+    },
+    "data_prep": {"config", "quantities", "data"},
+}  # fmt: skip
+SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((PROJECT / "data_prep").glob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    if file.is_relative_to(PACKAGE):
+        return file.relative_to(PACKAGE).with_suffix("").parts[0]
+    return "data_prep"
+
+
+def imported_modules(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: imports are absolute here"
+            yield node.lineno, node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PROJECT)))
+def test_imports_follow_the_arrows(file):
+    part = part_of(file)
+    if part == "__init__":
+        return
+    for line, module in imported_modules(file):
+        if module == "tessera" or not module.startswith("tessera."):
+            continue
+        imported = module.split(".")[1]
+        assert imported in MAY_IMPORT[part] | {part}, f"{part} may not import {imported}, {line=}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(PROJECT)))
+def test_composer_stays_behind_one_door(file):
+    if part_of(file) != "training":
+        names = {module.split(".")[0] for _, module in imported_modules(file)}
+        assert "composer" not in names
+
+
+def test_the_arrows_name_every_part_that_exists():
+    parts = {part_of(file) for file in SOURCES} - {"__init__"}
+    assert parts <= set(MAY_IMPORT), f"no arrow for {parts - set(MAY_IMPORT)}"
+
+
+def test_a_yaml_is_judged_before_torch_is_imported():
+    code = (
+        "import sys, tessera.config, tessera.training.config, tessera.cli\n"
+        "heavy = {'torch', 'composer', 'transformers', 'streaming', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,197 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from tessera.config import ConfigError, load, to_plain, to_yaml
+from tessera.quantities import ByteSize, Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    name: Literal["constant"] = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warmup:
+    name: Literal["warmup"] = "warmup"
+    over: Duration = Duration(10, "tok")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    row_tokens: int = 8192
+    open_rows: int = 64
+    fill: float = 0.99
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.row_tokens < 1:
+            problems.append(f"row_tokens must be positive; got {self.row_tokens}")
+        if self.open_rows < 1:
+            problems.append(f"open_rows must be positive; got {self.open_rows}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    checkpoint: str
+    optimizer: bool = True
+
+    @classmethod
+    def parse(cls, text: object) -> "Start":
+        return cls(checkpoint=str(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    folder: str
+    duration: Duration = Duration(1, "ba")
+    packing: Packing = field(default_factory=Packing)
+    schedule: Constant | Warmup = field(default_factory=Constant)
+    sizes: tuple[int, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
+    cache: ByteSize | None = None
+    precision: Literal["auto", "fp32"] = "auto"
+    keep: int | Literal["all"] = "all"
+    start_from: Start | None = None
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.duration.value < 1:
+            raise ValueError("duration is empty")
+
+
+def written(folder, text, name="run.yaml"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def message(folder, text, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load(Run, written(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_values_units_and_sections_arrive_typed(tmp_path):
+    run = load(
+        Run,
+        written(
+            tmp_path,
+            """
+            folder: runs/a
+            duration: 1.719e12tok
+            packing: {row_tokens: 1e4, fill: 1}
+            schedule: {name: warmup, over: 3_000tok}
+            sizes: [1, 2]
+            shares: {web: 0.5}
+            cache: 1.5gb
+            keep: 3
+            start_from: runs/0/latest
+            """,
+        ),
+        ["packing.open_rows=7"],
+    )
+    assert run.duration == Duration(1_719_000_000_000, "tok")
+    assert run.packing == Packing(row_tokens=10_000, open_rows=7, fill=1.0)
+    assert isinstance(run.packing.row_tokens, int) and isinstance(run.packing.fill, float)
+    assert run.schedule == Warmup(over=Duration(3000, "tok"))
+    assert run.sizes == (1, 2)
+    assert run.cache == ByteSize(1_500_000_000)
+    assert run.start_from == Start(checkpoint="runs/0/latest")
+
+
+def test_what_was_resolved_reads_back_the_same(tmp_path):
+    text = "folder: a\nschedule: {name: warmup}\ncache: 3gb\nstart_from: {checkpoint: x}\nkeep: 2"
+    run = load(Run, written(tmp_path, text))
+    assert load(Run, written(tmp_path, to_yaml(run), "again.yaml")) == run
+    assert to_plain(run)["schedule"] == {"name": "warmup", "over": "10tok"}
+
+
+def test_every_mistake_is_reported_at_once_by_key_with_what_was_meant(tmp_path):
+    said = message(
+        tmp_path,
+        """
+        foldr: a
+        duration: 3000
+        packing: {row_token: 5, open_rows: many, fill: .nan}
+        schedule: {name: warmpu}
+        open_rows: 3
+        precision: fp23
+        sizes: 4
+        packed: 1
+        """,
+    ).splitlines()
+    assert said[0].endswith("run.yaml: 11 problems")
+    expected = {
+        "foldr": "did you mean 'folder'?",
+        "folder": "missing, and required",
+        "duration": "tok (tokens), ba (batches) or sp (documents)",
+        "packing.row_token": "did you mean 'row_tokens'?",
+        "packing.open_rows": "expected a whole number, got 'many'",
+        "packing.fill": "expected a finite number",
+        "schedule.name": "did you mean 'warmup'?",
+        "open_rows": "did you mean 'packing.open_rows'?",
+        "precision": "did you mean 'fp32'?",
+        "sizes": "expected a list, got 4",
+        "packed": "expected true or false, got 1",
+    }
+    lines = {line.split(": ")[0].strip(): line for line in said[1:]}
+    for key, text in expected.items():
+        assert text in lines[key]
+
+
+def test_checks_inside_and_around_a_wrong_section_are_reported_together(tmp_path):
+    said = message(tmp_path, "folder: a\nduration: 0tok\npacking: {row_tokens: 0, open_rows: 0}")
+    assert "packing.row_tokens: row_tokens must be positive; got 0" in said
+    assert "packing.open_rows: open_rows must be positive; got 0" in said
+    assert "duration: duration is empty" in said
+
+
+def test_extends_pulls_in_files_at_any_level_and_own_keys_win(tmp_path):
+    written(tmp_path, "row_tokens: 1\nopen_rows: 2", "parts/packing.yaml")
+    written(tmp_path, "folder: base\npacked: false\nschedule: {name: warmup}", "parts/base.yaml")
+    run = load(
+        Run,
+        written(
+            tmp_path,
+            "extends: parts/base.yaml\nfolder: own\n"
+            "packing: {extends: parts/packing.yaml, open_rows: 9}\nschedule: {name: constant}",
+        ),
+    )
+    assert (run.folder, run.packed) == ("own", False)
+    assert run.packing == Packing(row_tokens=1, open_rows=9)
+    assert run.schedule == Constant()
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        ("extends: run.yaml", [], "extends itself"),
+        ("extends: rnu.yaml", [], "rnu.yaml: no such file; did you mean"),
+        ("extends: deep/a.yaml", [], "nor a folder"),
+        ("folder: [", [], "not valid YAML"),
+        ("folder: a\nfolder: b", [], "not valid YAML"),
+        ("- a", [], "expected keys with values"),
+        ("folder: ${nothing}", [], "nothing"),
+        ("folder: a", ["packed"], "key.sub_key=value"),
+        ("folder: a", ["pack.open_rows=1"], "did you mean 'packing'?"),
+        ("folder: a", ["packing=3"], "expected a section"),
+    ],
+)
+def test_each_way_to_go_wrong_gets_one_clear_message(tmp_path, text, overrides, says):
+    assert says in message(tmp_path, text, *overrides)
+
+
+@pytest.mark.parametrize("text", ["3tok", "3 tok", "3e0tok", "3.0tok", "0_3tok"])
+def test_durations_are_read_in_every_spelling(text):
+    assert Duration.parse(text) == Duration(3, "tok")
+
+
+@pytest.mark.parametrize("text", ["3", "tok", "3.5tok", "3ep", "-3tok", "3tokens", ""])
+def test_durations_without_a_known_unit_or_a_whole_number_are_refused(text):
+    with pytest.raises(ValueError, match="tok|whole number"):
+        Duration.parse(text)
