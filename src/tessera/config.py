@@ -249,9 +249,10 @@ def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> 
         check()
     except ValueError as error:
         for line in str(error).splitlines():
-            first = line.split(maxsplit=1)[0].rstrip(":") if line.split() else ""
-            inner = first.split(".")[0] in decoded
-            report.add(".".join(filter(None, [key, first if inner else ""])), line)
+            first, _, rest = line.partition(" ")
+            inner = first.rstrip(":").split(".")[0] in decoded
+            text = rest if inner and first.endswith(":") else line
+            report.add(".".join(filter(None, [key, first.rstrip(":") if inner else ""])), text)
     except Exception:
         # A check that trips over values already reported has nothing to add.
         if not already:

@@ -1,0 +1,95 @@
+"""Which optimizer, and its settings: the YAML's `optimizer` section. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def _check(lr: float, weight_decay: float, clip_norm: float | None) -> None:
+    if not lr > 0:
+        raise ValueError(f"lr must be positive; got {lr}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, or null for no clipping; got {clip_norm}")
+
+
+def _check_betas(betas: tuple[float, float], eps: float) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are in [0, 1); got {list(betas)}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive; got {eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableAdamW:
+    """AdamW with updates clipped per tensor as in Adafactor (https://arxiv.org/abs/2304.13013).
+
+    Weight decay is fully decoupled: at the peak rate a step multiplies a weight by
+    1 - weight_decay, and by proportionally less when the schedule lowers the rate.
+    """
+
+    name: Literal["stable_adamw"] = "stable_adamw"
+    lr: float = 8e-4
+    """The peak rate, which the schedule multiplies."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 1e-5
+    """Per step, not times `lr`: about 1000 times smaller than what AdamW calls weight decay."""
+    clip_norm: float | None = None
+    """Scale gradients down to this norm over all parameters; this optimizer does without."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.weight_decay, self.clip_norm)
+        _check_betas(self.betas, self.eps)
+        if self.weight_decay >= 1e-2:
+            raise ValueError(
+                f"weight_decay {self.weight_decay} is subtracted at every step in full (it is not "
+                "multiplied by lr) and would erase the weights: use about lr times the usual value"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 5e-4
+    """The peak rate, which the schedule multiplies."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    """A step multiplies a weight by 1 - rate * weight_decay."""
+    clip_norm: float | None = 1.0
+    """Scale gradients down to this norm over all parameters; null for never."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.weight_decay, self.clip_norm)
+        _check_betas(self.betas, self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Orthogonalised momentum for the layers' matrices, `rest` for everything else.
+
+    https://kellerjordan.github.io/posts/muon, scaled to AdamW's update size as in
+    https://arxiv.org/abs/2502.16982, section 2.2, so that one `lr` fits both. Needs torch 2.9.
+    """
+
+    name: Literal["muon"] = "muon"
+    lr: float = 8e-4
+    """The peak rate of the matrices, which the schedule multiplies."""
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    """A step multiplies a matrix by 1 - rate * weight_decay."""
+    clip_norm: float | None = None
+    """Scale gradients down to this norm over all parameters; null for never."""
+    rest: AdamW = field(default_factory=AdamW)
+    """For embeddings, norms, biases; its own `lr` follows the same schedule."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr, self.weight_decay, self.clip_norm)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is in [0, 1); got {self.momentum}")
+
+
+OptimizerConfig = StableAdamW | AdamW | Muon

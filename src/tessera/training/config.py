@@ -1,0 +1,280 @@
+"""One phase of pretraining: everything a YAML says. Imports no torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tessera.data.config import BatchConfig, DataConfig, SourceConfig
+from tessera.model.config import ModelConfig
+from tessera.optim.config import AdamW, Muon, StableAdamW
+from tessera.optim.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    OneMinusSqrt,
+    WarmupStableDecay,
+    problems,
+)
+from tessera.quantities import Duration
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFrom:
+    """The checkpoint a phase begins with; its clock, schedule and data are fresh."""
+
+    checkpoint: str
+    """A run folder (its newest checkpoint), a checkpoint file, or a Hugging Face folder."""
+    optimizer: bool = True
+    """Carry the optimizer's moments over too, where the checkpoint has them."""
+
+    @classmethod
+    def parse(cls, text: object) -> "StartFrom":
+        """A path alone is short for `checkpoint: path`."""
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"expected the path of a checkpoint or a run folder; got {text!r}")
+        return cls(checkpoint=text)
+
+    def __str__(self) -> str:
+        return self.checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """A larger model laid from tiles of a smaller one; the optimizer starts fresh."""
+
+    tile: str
+    """The smaller model: a run folder, a checkpoint file, or a Hugging Face folder."""
+    mode: Literal["default", "published"] = "default"
+    """`published` repeats the published code, which leaves the last norm untiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Masked-LM loss and accuracy per source on the validation splits, masks fixed for all time."""
+
+    interval: Duration | None = None
+    """Time between evaluations; null evaluates only at the end of the phase."""
+    at_end: bool = True
+    """Also evaluate when the phase is complete."""
+    masking_rate: float = 0.15
+    max_tokens: int = 2_000_000
+    """Real tokens of each source to evaluate on, at most."""
+    sources: dict[str, SourceConfig] | None = None
+    """Whose validation splits; those of `train_data` if null."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.interval is not None and self.interval.value < 1:
+            found.append(f"interval must be positive; got '{self.interval}'")
+        if not 0 < self.masking_rate < 1:
+            found.append(f"masking_rate is a share of the tokens, in (0, 1): {self.masking_rate}")
+        if self.max_tokens < 1:
+            found.append(f"max_tokens must be at least 1; got {self.max_tokens}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of training is saved, and what is kept of it."""
+
+    interval: Duration | None = None
+    """Time between checkpoints; null saves only at the end and when interrupted."""
+    keep: int | Literal["all"] = "all"
+    """How many of the newest to keep. Milestones and the start of a decay are kept besides."""
+    milestones: tuple[Duration, ...] = ()
+    """A checkpoint is saved at the first step past each of these, and never deleted."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.interval is not None and self.interval.value < 1:
+            found.append(f"interval must be positive; got '{self.interval}'")
+        if self.keep != "all" and self.keep < 1:
+            found.append(f"keep must be at least 1, or 'all'; got {self.keep}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the work is done. Nothing here changes what is computed, beyond rounding."""
+
+    precision: Literal["auto", "fp32", "amp_bf16"] = "auto"
+    """`auto`: bfloat16 autocast on a GPU, float32 on a CPU."""
+    attention: str = "auto"
+    """The attention backend by name; `tessera doctor` lists those of this machine."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile each layer; `auto`: on a GPU only."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp` spreads weights, gradients and optimizer state over the ranks (GPUs only)."""
+    threads: int | None = None
+    """CPU threads of each rank; null divides the cores of the machine among its ranks."""
+    timeout_minutes: float = 10.0
+    """How long a rank waits for the others before it gives up."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.threads is not None and self.threads < 1:
+            found.append(f"threads must be at least 1, or null; got {self.threads}")
+        if not self.timeout_minutes > 0:
+            found.append(f"timeout_minutes must be positive; got {self.timeout_minutes}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Weights & Biases, beside `metrics.jsonl`; trouble with it never stops training."""
+
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline"] = "online"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where numbers go beside `metrics.jsonl`, which is always written."""
+
+    console_seconds: float = 10.0
+    """Time between progress lines."""
+    wandb: WandbConfig | None = None
+    tensorboard: bool = False
+    """Event files under the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpikeConfig:
+    """What to do when a loss or a gradient leaves its usual range."""
+
+    window_steps: int = 200
+    """The usual range is that of so many steps before."""
+    threshold: float = 8.0
+    """A spike is so many robust standard deviations above the median of the window."""
+    action: Literal["record", "skip", "stop"] = "record"
+    """`skip` leaves the weights as they were; `stop` ends the run with instructions."""
+    non_finite: Literal["skip", "stop"] = "skip"
+    """A step whose loss or gradient is not finite never changes the weights."""
+    patience_steps: int = 10
+    """So many steps skipped in a row stop the run."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.window_steps < 8:
+            found.append(f"window_steps must be at least 8; got {self.window_steps}")
+        if not self.threshold > 0:
+            found.append(f"threshold must be positive; got {self.threshold}")
+        if self.patience_steps < 1:
+            found.append(f"patience_steps must be at least 1; got {self.patience_steps}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One phase of training, from one YAML."""
+
+    run_folder: str
+    """Where the phase keeps its resolved config, metrics and checkpoints; one phase each."""
+    run_name: str | None = None
+    """For people and loggers; null takes the last two parts of `run_folder`."""
+    seed: int = 17
+    """Initial weights, order of documents, masks and dropout."""
+    duration: Duration
+    """Length of the phase, almost always in real tokens."""
+    model: ModelConfig
+    tokenizer: str
+    """The folder of the tokenizer the data was prepared with."""
+    train_data: DataConfig
+    batch: BatchConfig
+    optimizer: StableAdamW | AdamW | Muon = field(default_factory=StableAdamW)
+    schedule: WarmupStableDecay | OneMinusSqrt | Constant | Cosine | Linear = field(
+        default_factory=WarmupStableDecay
+    )
+    start_from: StartFrom | None = None
+    initial_weights: InitialWeights | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+    watchdog_minutes: float | None = 30.0
+    """Print the stacks of all threads when no step finishes for so long; null: never."""
+
+    def __post_init__(self) -> None:
+        found = problems(self.schedule, self.duration)
+        if not self.run_folder.strip():
+            found.append("run_folder is empty: name the folder this phase writes to")
+        if self.duration.value < 1:
+            found.append(f"duration must be positive; got '{self.duration}'")
+        warmup = self.batch.warmup
+        if warmup is not None:
+            found += self._longer("batch.warmup.over", warmup.over)
+        masking = self.train_data.masking
+        if masking.over is not None:
+            found += self._longer("train_data.masking.over", masking.over)
+        for milestone in self.checkpoints.milestones:
+            if milestone.unit != self.duration.unit:
+                found.append(
+                    f"checkpoints.milestones: '{milestone}' cannot be compared with duration "
+                    f"'{self.duration}'"
+                )
+        if self.start_from is not None and self.initial_weights is not None:
+            found.append(
+                "start_from and initial_weights both say where the weights come from: keep one"
+            )
+        if self.start_from is not None and self._is_own(self.start_from.checkpoint):
+            found.append(
+                f"start_from: '{self.start_from.checkpoint}' is this phase's own run_folder. An "
+                "interrupted phase resumes by itself; a new phase needs a run_folder of its own"
+            )
+        if self.initial_weights is not None and self._is_own(self.initial_weights.tile):
+            found.append("initial_weights.tile: this phase cannot be laid from its own checkpoints")
+        if self.watchdog_minutes is not None and not self.watchdog_minutes > 0:
+            found.append(f"watchdog_minutes must be positive, or null; got {self.watchdog_minutes}")
+        if found:
+            raise ValueError("\n".join(found))
+
+    @property
+    def name(self) -> str:
+        """The run's name for people and loggers."""
+        parts = [part for part in Path(self.run_folder).parts if part not in {"/", ".", "runs"}]
+        return self.run_name or "-".join(parts[-2:]) or "run"
+
+    def world_problems(self, world_size: int) -> list[str]:
+        """What keeps this configuration from running on so many ranks; empty if nothing does."""
+        found = []
+        warmup = self.batch.warmup
+        rows = {"batch.rows": self.batch.rows}
+        if warmup is not None:
+            rows["batch.warmup.initial_rows"] = warmup.initial_rows
+            rows["batch.warmup.increment_rows"] = warmup.increment_rows
+        for key, value in rows.items():
+            if value % world_size:
+                near = max(1, round(value / world_size)) * world_size
+                found.append(f"{key}: {value} rows do not divide among {world_size} ranks: {near}?")
+        if self.train_data.lanes % world_size:
+            found.append(
+                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes"
+            )
+        elif workers := self.train_data.workers:
+            lanes = self.train_data.lanes // world_size
+            if lanes % workers:
+                found.append(
+                    f"train_data.workers: {workers} workers do not divide the {lanes} lanes of a "
+                    f"rank ({self.train_data.lanes} lanes, {world_size} ranks)"
+                )
+        return found
+
+    def _longer(self, key: str, over: Duration) -> list[str]:
+        if over.unit == self.duration.unit and over.value > self.duration.value:
+            return [f"{key}: '{over}' is longer than duration '{self.duration}'"]
+        return []
+
+    def _is_own(self, path: str) -> bool:
+        own = Path(self.run_folder).resolve()
+        other = Path(path).resolve()
+        return other == own or own / "checkpoints" in [other, *other.parents]
