@@ -69,3 +69,7 @@ class ModelConfig:
     def is_global(self, layer: int) -> bool:
         """Whether this layer, counted from 0, attends to the whole document."""
         return layer % self.global_attn_every_n_layers == 0
+
+    def rope_theta(self, layer: int) -> float:
+        """Base of the layer's rotary wavelengths."""
+        return self.global_rope_theta if self.is_global(layer) else self.local_rope_theta

@@ -1,0 +1,1 @@
+"""Attention over packed documents: one call, `attend`, and the backends behind it."""

@@ -1,0 +1,35 @@
+"""Where the documents of a flat sequence begin and end, as attention needs to know it.
+
+Legend: `T` token slots, `n` documents, `H` heads, `D` channels of a head.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """The documents of one flat sequence, and the backend that will attend within them."""
+
+    cu_seqlens: Tensor
+    """(n+1,) int32, from 0 to T, non-decreasing; empty documents are allowed."""
+    max_seqlen: int
+    """No document is longer. A constant of the run, lest compiled code be specialised anew."""
+    backend: str
+    masks: dict[int | None, Any] = field(default_factory=dict)
+    """What `prepare` of the backend computed, by window, once for all the layers."""
+
+
+def documents_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """(T,) int64: the number of the document that each token belongs to. No host sync."""
+    slots = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.bucketize(slots, cu_seqlens[1:], right=True)
+
+
+def positions_in_documents(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """(T,) int64: how far each token is from the first of its document. No host sync."""
+    starts = cu_seqlens.index_select(0, documents_of(cu_seqlens, tokens))
+    return torch.arange(tokens, device=cu_seqlens.device) - starts

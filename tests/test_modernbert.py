@@ -1,0 +1,230 @@
+"""The model is Hugging Face's ModernBERT, and packing changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from tessera.batch import IGNORED
+from tessera.model.config import ModelConfig
+from tessera.model.dropout import dropout_keys
+from tessera.model.modernbert import ModernBertForMaskedLM
+
+SMALL = ModelConfig(
+    vocab_size=160,
+    hidden_size=48,
+    intermediate_size=56,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    local_attention=16,
+)
+VARIANTS = {
+    "window smaller than documents": SMALL,
+    "window larger than documents": replace(SMALL, local_attention=256),
+    "one layer": replace(SMALL, num_hidden_layers=1),
+    "seven layers, global every second": replace(
+        SMALL, num_hidden_layers=7, global_attn_every_n_layers=2, local_attention=6
+    ),
+    "thetas swapped": replace(SMALL, global_rope_theta=500.0, local_rope_theta=90_000.0),
+    "window of one": replace(SMALL, local_attention=2, norm_eps=1e-3),
+    "one wide head": replace(SMALL, num_attention_heads=1, hidden_size=96),
+}
+LENGTHS = [37, 1, 64, 5, 90, 2]
+
+
+def hugging_face(model: ModernBertForMaskedLM) -> transformers.ModernBertForMaskedLM:
+    """The same weights in transformers, of either major version."""
+    config = model.config
+    shape = dict(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        local_attention=config.local_attention,
+        norm_eps=config.norm_eps,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        attn_implementation="eager",
+    )
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        kinds = ["sliding_attention", "full_attention"]
+        thetas = [config.local_rope_theta, config.global_rope_theta]
+        shape["layer_types"] = [kinds[config.is_global(i)] for i in range(config.num_hidden_layers)]
+        shape["rope_parameters"] = {
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in zip(kinds, thetas, strict=True)
+        }
+    else:
+        shape["global_rope_theta"] = config.global_rope_theta
+        shape["local_rope_theta"] = config.local_rope_theta
+        shape["global_attn_every_n_layers"] = config.global_attn_every_n_layers
+        shape["reference_compile"] = False
+    theirs = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**shape)).eval()
+    theirs.load_state_dict(model.state_dict(), strict=True)
+    return theirs
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> ModernBertForMaskedLM:
+    """Weights large enough that every part matters, and norms that are not one."""
+    model = ModernBertForMaskedLM(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.3 * noise if name.endswith("norm.weight") else 0.08 * noise)
+    return model
+
+
+def documents(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, SMALL.vocab_size, (n,), generator=generator) for n in lengths]
+
+
+def cumulative(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+def packed_logits(model: ModernBertForMaskedLM, docs: list[torch.Tensor]) -> list[torch.Tensor]:
+    lengths = [len(doc) for doc in docs]
+    with torch.no_grad():
+        logits = model(torch.cat(docs), cu_seqlens=cumulative(lengths)).logits
+    return list(logits.split(lengths))
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_logits_equal_those_of_transformers(config):
+    model = random_model(config)
+    theirs = hugging_face(model)
+    for ours, ids in zip(packed_logits(model, documents(LENGTHS)), documents(LENGTHS), strict=True):
+        with torch.no_grad():
+            expected = theirs(input_ids=ids[None], attention_mask=torch.ones_like(ids[None])).logits
+        assert expected.std() > 0.1, "logits so small would agree whatever the model"
+        torch.testing.assert_close(ours, expected[0], atol=1e-4, rtol=0)
+
+
+def test_packed_equals_a_padded_batch_of_transformers():
+    model = random_model(SMALL)
+    docs = documents(LENGTHS)
+    padded = torch.nn.utils.rnn.pad_sequence(docs, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(d) for d in docs], batch_first=True)
+    with torch.no_grad():
+        expected = hugging_face(model)(input_ids=padded, attention_mask=mask).logits
+    for i, ours in enumerate(packed_logits(model, docs)):
+        torch.testing.assert_close(ours, expected[i, : len(ours)], atol=1e-4, rtol=0)
+
+
+def test_gradients_equal_those_of_transformers():
+    model = random_model(SMALL)
+    theirs = hugging_face(model)
+    (ids,) = documents([70])
+    labels = torch.where(torch.arange(70) % 3 == 0, ids, IGNORED)
+    theirs(input_ids=ids[None], labels=labels[None]).loss.backward()
+    out = model(ids, cu_seqlens=cumulative([70]), labels=labels)
+    (out.loss_sum / out.masked_tokens).backward()
+
+    expected = dict(theirs.named_parameters())
+    for name, parameter in model.named_parameters():
+        # transformers gives no gradient to the embedding of padding, which does not occur here.
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=2e-5, rtol=1e-4)
+
+
+def test_state_dict_has_the_names_and_shapes_of_transformers():
+    model = random_model(SMALL)
+    theirs = hugging_face(model).state_dict()
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
+
+
+def test_a_document_does_not_depend_on_its_neighbours():
+    model = random_model(SMALL)
+    document, *others = documents([50, 20, 33, 1, 64])
+    alone = packed_logits(model, [document])[0]
+    between = packed_logits(model, [others[0], others[1], document, others[2], others[3]])[2]
+    torch.testing.assert_close(alone, between, atol=2e-5, rtol=0)
+
+
+def test_empty_documents_change_nothing():
+    model = random_model(SMALL)
+    docs = documents([30, 12])
+    ids = torch.cat(docs)
+    padded = torch.tensor([0, 30, 30, 42, 42, 42], dtype=torch.int32)
+    with torch.no_grad():
+        logits = model(ids, cu_seqlens=padded, max_seqlen=64).logits
+    assert torch.equal(logits, torch.cat(packed_logits(model, docs)))
+
+
+def test_the_loss_of_masked_positions_is_the_loss_of_dense_labels():
+    model = random_model(SMALL)
+    lengths = [40, 25]
+    ids = torch.cat(documents(lengths))
+    positions = torch.tensor([3, 11, 12, 41, 64, 0, 0])
+    labels = torch.tensor([7, 8, 9, 10, 11, IGNORED, IGNORED])
+    dense = torch.full((65,), IGNORED)
+    dense[positions[:5]] = labels[:5]
+    cu = cumulative(lengths)
+
+    sparse = model(ids, cu_seqlens=cu, masked_positions=positions, masked_labels=labels)
+    from_labels = model(ids, cu_seqlens=cu, labels=dense)
+    logits = model(ids, cu_seqlens=cu).logits
+    expected = torch.nn.functional.cross_entropy(logits, dense, reduction="sum")
+    assert int(sparse.masked_tokens) == int(from_labels.masked_tokens) == 5
+    torch.testing.assert_close(sparse.loss_sum, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(from_labels.loss_sum, expected, rtol=1e-5, atol=1e-4)
+    assert sparse.logits is None
+
+
+def test_positions_without_labels_are_refused():
+    with pytest.raises(ValueError, match="masked_labels"):
+        random_model(SMALL)(
+            torch.tensor([1, 2]), cu_seqlens=cumulative([2]), masked_positions=torch.tensor([0])
+        )
+
+
+def test_the_decoder_stays_tied_when_the_model_moves():
+    with torch.device("meta"):
+        model = ModernBertForMaskedLM(SMALL)
+    model.to_empty(device="cpu")
+    model.initialize(3)
+    assert model.decoder.weight is model.model.embeddings.tok_embeddings.weight
+    assert len(list(model.parameters())) == len({p.data_ptr() for p in model.parameters()})
+
+
+def test_released_sizes_have_the_published_number_of_parameters():
+    large = ModelConfig(
+        hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16
+    )
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in ModernBertForMaskedLM(config).parameters())
+            for config in (ModelConfig(), large)
+        ]
+    assert counts == [149_655_232, 395_881_664]
+
+
+@pytest.mark.parametrize("layers", [True, [0, 3]], ids=["all layers", "two layers"])
+def test_activation_checkpointing_changes_no_gradient(layers):
+    model = random_model(SMALL).train()
+    ids = torch.cat(documents([40, 24]))
+    keys = dropout_keys(1, torch.tensor([5]), 64)
+
+    def gradients():
+        model.zero_grad()
+        out = model(ids, cu_seqlens=cumulative([40, 24]), labels=ids, dropout_keys=keys)
+        out.loss_sum.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients()
+    model.checkpoint_layers(layers)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+
+
+def test_checkpointing_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"\[4\].*numbered 0 to 3"):
+        random_model(SMALL).checkpoint_layers([1, 4])
