@@ -57,19 +57,30 @@ class WarmupStableDecay:
     """Linear, as in the published code, or 1 - sqrt as in https://arxiv.org/abs/2405.18392."""
     floor: float = 0.0
     """Final learning rate as a fraction of the peak."""
+    drop_at: Duration | None = None
+    """When the plateau drops to a lower one, as a run restarted at a lower rate would."""
+    drop_to: float = 0.1
+    """The lower plateau as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         _check_floor(self.floor)
+        if not 0.0 < self.drop_to <= 1.0:
+            raise ValueError(f"drop_to is a fraction of the peak rate, in (0, 1]: {self.drop_to}")
 
     def multiplier(self, progress: int, total: int) -> float:
-        """T / w, then 1, then 1 - (1 - f) s or 1 - (1 - f) sqrt(s), s = (t - (T - d)) / d."""
+        """T / w, then p, then p - (p - f) s or p - (p - f) sqrt(s), s = (t - (T - d)) / d.
+
+        The plateau p is 1, and `drop_to` from `drop_at` on.
+        """
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
+        dropped = self.drop_at is not None and progress >= self.drop_at.value
+        plateau = self.drop_to if dropped else 1.0
         if self.decay.value == 0 or progress <= total - self.decay.value:
-            return 1.0
+            return plateau
         share = _share(progress, total - self.decay.value, total)
         fallen = math.sqrt(share) if self.decay_shape == "one_minus_sqrt" else share
-        return 1.0 - (1.0 - self.floor) * fallen
+        return plateau - (plateau - self.floor) * fallen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,14 @@ def problems(schedule: Schedule, duration: Duration) -> list[str]:
                 f"schedule.{key}: '{length}' cannot be compared with duration '{duration}': "
                 f"give both in '{duration.unit}'"
             )
+    drop = getattr(schedule, "drop_at", None)
+    if drop is not None and drop.unit != duration.unit:
+        found.append(
+            f"schedule.drop_at: '{drop}' cannot be compared with duration '{duration}': "
+            f"give both in '{duration.unit}'"
+        )
+    elif drop is not None and drop.value >= duration.value:
+        found.append(f"schedule.drop_at: '{drop}' is not within duration '{duration}'")
     if not found and sum(length.value for length in given.values()) > duration.value:
         spent = " and ".join(f"schedule.{key} '{length}'" for key, length in given.items())
         found.append(f"{spent}: longer than duration '{duration}'")
