@@ -165,7 +165,13 @@ class Encoder(nn.Module):
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             keys = None if dropout_keys is None else layer_keys(dropout_keys, i)
-            arguments = (x, packing, rotaries[self.config.rope_theta(i)], keys, keep if i == last else None)
+            arguments = (
+                x,
+                packing,
+                rotaries[self.config.rope_theta(i)],
+                keys,
+                keep if i == last else None,
+            )
             if i in self.checkpointed and torch.is_grad_enabled():
                 x = checkpoint(layer, *arguments, use_reentrant=False)
             else:
