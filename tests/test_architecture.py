@@ -76,7 +76,7 @@ def test_the_arrows_name_every_part_that_exists():
 
 def test_a_yaml_is_judged_before_torch_is_imported():
     code = (
-        "import sys, tessera.config, tessera.training.config, tessera.cli\n"
+        "import sys, tessera.config, tessera.training.config, tessera.cli.main\n"
         "heavy = {'torch', 'composer', 'transformers', 'streaming', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -6,6 +6,7 @@ Knows no section of any configuration, and imports no torch. A section is a froz
 
 import dataclasses
 import difflib
+import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,23 @@ _FAILED = object()
 
 class ConfigError(Exception):
     """A mistake of the user's: its text is all there is to say; the exit status is 2."""
+
+
+def mistake(error: BaseException) -> str | None:
+    """The one message for a failure that is the user's to mend; None for a failure of ours.
+
+    A ConfigError, or an error about a file, is the user's; so is a ValueError raised by a line of
+    this project, which speaks to users so. A ValueError out of a library is a defect here.
+    """
+    if isinstance(error, ConfigError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError):
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+            return str(error)
+    return None
 
 
 def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:

@@ -1,0 +1,1 @@
+"""The command line: `tessera check | doctor | import | export | release | merge | ...`."""

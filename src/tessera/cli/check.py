@@ -1,0 +1,137 @@
+"""`tessera check`: what a YAML would run, at a glance."""
+
+from pathlib import Path
+
+from tessera.config import ConfigError
+from tessera.model.config import ModelConfig
+from tessera.training.config import RunConfig
+from tessera.training.preflight import problems
+
+_BLOCKS = " .:-=+*#%@"
+
+
+def describe(config: RunConfig, origin: str, world_size: int) -> str:
+    """The run in a dozen lines.
+
+    Raises:
+        ConfigError: with every problem, if it would not run on `world_size` ranks.
+    """
+    found = problems(config, world_size)
+    if found:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError("\n  ".join([f"{origin}: {count}", *found]))
+    lines = {
+        "run": f"{config.name}, in {config.run_folder}{_resumes(config)}",
+        "model": _model(config.model),
+        "starts from": _start(config),
+        "length": _length(config),
+        "batch": _batch(config, world_size),
+        "rows": (
+            f"{config.train_data.row_tokens:,} token slots each, segments of up to "
+            f"{config.train_data.max_seq_len:,}; {config.train_data.lanes} lanes"
+        ),
+        "data": _sources(config),
+        "masking": _masking(config),
+        "optimizer": (
+            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "
+            f"weight decay {config.optimizer.weight_decay:g}"
+        ),
+        "schedule": f"{config.schedule.name}  {_curve(config)}",
+        "evaluation": f"every {config.evaluation.interval or 'phase'}",
+        "checkpoints": f"every {config.checkpoints.interval or 'phase'}, "
+        f"keep {config.checkpoints.keep}",
+    }
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+
+
+def parameters(config: ModelConfig) -> int:
+    """Trainable numbers of the model, the tied decoder counted once."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layer = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
+    ends = config.vocab_size * hidden + hidden + hidden + hidden * hidden + hidden
+    return config.num_hidden_layers * layer - hidden + ends + config.vocab_size
+
+
+def _model(config: ModelConfig) -> str:
+    return (
+        f"{parameters(config):,} parameters: {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, {config.num_attention_heads} heads, window "
+        f"{config.local_attention}, theta {config.global_rope_theta:g} / "
+        f"{config.local_rope_theta:g}"
+    )
+
+
+def _resumes(config: RunConfig) -> str:
+    latest = Path(config.run_folder) / "checkpoints" / "latest"
+    return f" (continues from {latest.resolve().name})" if latest.exists() else ""
+
+
+def _start(config: RunConfig) -> str:
+    if config.initial_weights is not None:
+        return f"tiles of {config.initial_weights.tile} ({config.initial_weights.mode})"
+    if config.start_from is None:
+        return "random weights"
+    from tessera.checkpoints.reader import read_checkpoint
+
+    checkpoint = read_checkpoint(config.start_from.checkpoint)
+    carried = "weights and optimizer" if config.start_from.optimizer else "weights"
+    if checkpoint.optimizer is None:
+        carried = "weights"
+    rate = checkpoint.learning_rate
+    stopped = f"; it stopped at lr {rate:g}" if rate is not None else ""
+    return f"{carried} of {config.start_from.checkpoint}{stopped}"
+
+
+def _length(config: RunConfig) -> str:
+    if config.duration.unit != "tok":
+        return str(config.duration)
+    full = config.batch.rows * config.train_data.row_tokens
+    steps = config.duration.value / full
+    warmup = config.batch.warmup
+    if warmup is not None:
+        sizes = range(warmup.initial_rows, config.batch.rows, warmup.increment_rows)
+        each = warmup.over.value / config.train_data.row_tokens / max(1, sum(sizes))
+        steps += len(sizes) * each - warmup.over.value / full
+    return f"{config.duration.value:,} real tokens, about {steps:,.0f} steps"
+
+
+def _batch(config: RunConfig, world_size: int) -> str:
+    rows, tokens = config.batch.rows, config.train_data.row_tokens
+    micro = config.batch.microbatch_rows
+    per_rank = rows // world_size
+    text = (
+        f"{rows} rows, {rows * tokens:,} token slots; {per_rank} rows a rank in "
+        f"{-(-per_rank // micro)} microbatches of up to {micro}"
+    )
+    warmup = config.batch.warmup
+    if warmup is not None:
+        text += (
+            f"; grows from {warmup.initial_rows} rows in steps of {warmup.increment_rows} "
+            f"over {warmup.over.value:,} tokens"
+        )
+    return text
+
+
+def _sources(config: RunConfig) -> str:
+    sources = config.train_data.sources
+    total = sum(source.weight for source in sources.values())
+    shares = [f"{name} {source.weight / total:.0%}" for name, source in sources.items()]
+    return ", ".join(shares)
+
+
+def _masking(config: RunConfig) -> str:
+    masking = config.train_data.masking
+    text = f"{masking.rate:.0%}"
+    if masking.final_rate is not None:
+        text += f" to {masking.final_rate:.0%} over {masking.over}"
+    return f"{text} in training, {config.evaluation.masking_rate:.0%} in evaluation"
+
+
+def _curve(config: RunConfig, points: int = 48) -> str:
+    """The learning rate over the phase as a line of characters, with its first and last value."""
+    total = config.duration.value
+    rates = [config.schedule.multiplier(total * i // (points - 1), total) for i in range(points)]
+    drawn = "".join(_BLOCKS[round(rate * (len(_BLOCKS) - 1))] for rate in rates)
+    peak = config.optimizer.lr
+    return f"|{drawn}|  {rates[0] * peak:.2g} .. {max(rates) * peak:.2g} .. {rates[-1] * peak:.2g}"
