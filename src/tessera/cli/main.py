@@ -127,8 +127,10 @@ def _import(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from tessera.checkpoints.huggingface import export
+    from tessera.checkpoints.reader import read_checkpoint
 
-    print(export(options.checkpoint, options.out))
+    folder = export(read_checkpoint(options.checkpoint), options.out)
+    print(f"{folder}: a Hugging Face folder; transformers gives the logits of the checkpoint")
     return 0
 
 
