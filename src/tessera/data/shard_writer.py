@@ -5,7 +5,6 @@ that the next run finds done.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tessera.data.shards import ID_COLUMN, INDEX, SUMMARY, TOKENS_COLUMN, columns, token_dtype
+from tessera.data.shards import (
+    ID_COLUMN,
+    INDEX,
+    SUMMARY,
+    TOKENS_COLUMN,
+    columns,
+    token_dtype,
+    write_whole,
+)
 
 PARTS = ".parts"
 _LENGTHS = "lengths.json"
@@ -142,8 +149,9 @@ def publish(
         "shards": len(entries),
         "prepared_from": prepared_from,
     }
-    _write_whole(folder / SUMMARY, json.dumps(summary, indent=2))
-    _write_whole(folder / INDEX, json.dumps({"version": 2, "shards": entries}, sort_keys=True))
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=2).encode())
+    index = {"version": 2, "shards": entries}
+    write_whole(folder / INDEX, json.dumps(index, sort_keys=True).encode())
     shutil.rmtree(folder / PARTS)
     return summary
 
@@ -167,13 +175,3 @@ def _statistics(counts: Counter[int]) -> dict[str, Any]:
         "empty_documents": empty,
         "document_tokens": percentiles,
     }
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half-written."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)

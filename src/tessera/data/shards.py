@@ -142,10 +142,20 @@ def file_problem(data: "np.ndarray | bytes | mmap.mmap", expected: ShardFile) ->
     return None
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half-written."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+
+
 class Shard:
     """The documents of one MDS shard, mapped into memory.
 
-    Opening reads the offsets and one header per document; token ids are views into the file.
+    Opening reads the offsets and one header per document.
     """
 
     def __init__(
@@ -237,8 +247,9 @@ class Shard:
         return self._layout.encodings[self._layout.names.index(name)]
 
     def tokens(self, sample: int) -> np.ndarray:
-        """Token ids of a document: a read-only view that keeps the mapping alive."""
-        return np.frombuffer(self._map, self.dtype, self.lengths[sample], self._starts[sample])
+        """Token ids of a document: a copy, since a view would keep the file open."""
+        count, start = self.lengths[sample], self._starts[sample]
+        return np.frombuffer(self._map, self.dtype, count, start).copy()
 
     def document_id(self, sample: int) -> str:
         """The id of a document; '' if the shard has no such column of strings."""
