@@ -133,6 +133,9 @@ def _as_composer(checkpoint: Checkpoint) -> dict[str, Any]:
         {**group, "params": [f"model.{name}" for name in group["params"]]}
         for group in checkpoint.hyperparameters
     ]
+    for group in groups:
+        if "step" in group:  # torch-optimi counts in a tensor
+            group["step"] = torch.tensor(group["step"], dtype=torch.int32)
     return {checkpoint.optimizer_name: {"state": moments, "param_groups": groups}}
 
 

@@ -1,9 +1,5 @@
-"""Models as folders of Hugging Face transformers, versions 4.48 to 5: read, and written.
+"""Writing models as folders that transformers 4 and 5 load, verified before they appear."""
 
-An export is verified through transformers before it appears.
-"""
-
-import hashlib
 import os
 import shutil
 import tempfile
@@ -13,28 +9,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
-from tessera.checkpoints.checkpoint import (
-    DECODER,
-    Checkpoint,
-    CheckpointError,
-    build_model,
-    check_weights,
-)
-from tessera.checkpoints.config_json import build_config, read_config, write_config
-from tessera.checkpoints.safe_files import load_json, load_pickled_tensors, load_safetensors
+from tessera.checkpoints.checkpoint import DECODER, Checkpoint, CheckpointError, build_model
+from tessera.checkpoints.config_json import write_config
+from tessera.checkpoints.huggingface_folder import OWN_FILE
+from tessera.checkpoints.reader import read_checkpoint
+from tessera.checkpoints.safe_files import load_json, sha256
 from tessera.checkpoints.tokenizer_files import (
-    TOKENIZER_FILES,
     as_json,
     files_for_transformers,
     special_ids,
     vocabulary_size,
 )
-from tessera.model.config import ModelConfig
-
-OWN_FILE = "tessera.json"
-"""Beside config.json in our exports: what config.json has no room for."""
 
 FORMAT = "tessera-export"
 
@@ -43,86 +29,15 @@ LOGIT_TOLERANCE = 5e-5
 in proportion. Rounding makes 4e-6; the smallest known misreading (tanh GELU) makes 2e-4."""
 
 
-def read_folder(folder: Path) -> Checkpoint:
-    """Read a Hugging Face folder: config.json, safetensors (whole or sharded), tokenizer.
-
-    Raises:
-        CheckpointError: it is no ModernBERT with a masked-language-model head, or is damaged.
-    """
-    config_path = folder / "config.json"
-    config = load_json(config_path)
-    model_config = read_config(config_path, config)
-    own = load_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
-    model_config = _with_own_fields(folder / OWN_FILE, model_config, own)
-    tokenizer_files = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in TOKENIZER_FILES
-        if (folder / name).is_file()
-    }
-    max_seq_len = config.get("max_position_embeddings")
-    progress = own.get("progress")
-    return Checkpoint(
-        path=folder,
-        kind="huggingface",
-        model_config=model_config,
-        weights=check_weights(folder, model_config, read_tensors(folder)),
-        max_seq_len=max_seq_len if isinstance(max_seq_len, int) else None,
-        tokenizer_files=tokenizer_files or None,
-        progress=progress if isinstance(progress, dict) else {},
-    )
-
-
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors files, or of `.bin` files read without unpickling.
-
-    Raises:
-        CheckpointError: there are none, or an index names files outside the folder.
-    """
-    for whole, load in (
-        ("model.safetensors", load_safetensors),
-        ("pytorch_model.bin", load_pickled_tensors),
-    ):
-        if (folder / whole).is_file():
-            return load(folder / whole)
-        index_path = folder / f"{whole}.index.json"
-        if index_path.is_file():
-            return _read_shards(index_path, load)
-    raise CheckpointError(
-        f"{folder}: has a config.json but no weights (model.safetensors); was the download whole?"
-    )
-
-
-def _read_shards(index_path: Path, load: Any) -> dict[str, Tensor]:
-    weight_map = load_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index_path}: has no weight_map")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted({str(name) for name in weight_map.values()}):
-        if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"{index_path}: names '{name}', which is no file of its folder")
-        if not (index_path.parent / name).is_file():
-            raise CheckpointError(f"{index_path}: {name} is missing; was the download whole?")
-        shard = load(index_path.parent / name)
-        tensors |= {key: shard[key] for key in shard if weight_map.get(key) == name}
-    return tensors
-
-
-def _with_own_fields(where: Path, config: ModelConfig, own: dict[str, Any]) -> ModelConfig:
-    extra = own.get("model_config")
-    if not isinstance(extra, dict):
-        return config
-    names = ("attention_output_dropout", "decoder_bias_init")
-    fields = {**vars(config), **{name: extra[name] for name in names if name in extra}}
-    return build_config(where, fields)
-
-
-def export(checkpoint: Checkpoint, out: str | Path, *, max_seq_len: int | None = None) -> Path:
+def export(
+    checkpoint: Checkpoint | str | Path, out: str | Path, *, max_seq_len: int | None = None
+) -> Path:
     """Write a Hugging Face folder, check it through transformers, and only then put it in place.
 
     An earlier export at `out` is replaced; anything else there is left alone and refused.
 
     Args:
-        checkpoint: what `read_checkpoint` returned.
+        checkpoint: what `read_checkpoint` reads, or returned.
         out: the folder to make.
         max_seq_len: longest segment the model was trained on; the checkpoint's own if None.
 
@@ -135,6 +50,8 @@ def export(checkpoint: Checkpoint, out: str | Path, *, max_seq_len: int | None =
     """
     out = Path(out)
     check_replaceable(out)
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.exporting-", dir=out.parent))
     try:
@@ -297,12 +214,6 @@ def put_in_place(temporary: Path, out: Path) -> None:
     os.rename(out, old)
     os.rename(temporary, out)
     shutil.rmtree(old.parent)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tessera.checkpoints import composer_file, flexbert, huggingface
+from tessera.checkpoints import composer_file, flexbert, huggingface_folder, restart
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, build_model, check_weights
 from tessera.checkpoints.safe_files import load_pickled_tensors, load_safetensors
 from tessera.model.config import ModelConfig
@@ -23,7 +23,12 @@ def read_checkpoint(path: str | Path, *, model_config: ModelConfig | None = None
         CheckpointError: there is nothing readable at `path`; the message says why.
     """
     found = locate(Path(path))
-    checkpoint = _read_folder(found) if found.is_dir() else _read_file(found, model_config)
+    if not found.is_dir():
+        checkpoint = _read_file(found, model_config)
+    elif restart.is_release(found):
+        checkpoint = restart.read(found)
+    else:
+        checkpoint = huggingface_folder.read_folder(found)
     if model_config is not None:
         _check_same_model(checkpoint, model_config)
     return checkpoint
@@ -59,10 +64,6 @@ def locate(path: Path) -> Path:
         f"{path}: a folder with neither a Hugging Face model (config.json) nor checkpoints "
         "(checkpoints/latest)"
     )
-
-
-def _read_folder(folder: Path) -> Checkpoint:
-    return huggingface.read_folder(folder)
 
 
 def _read_file(path: Path, model_config: ModelConfig | None) -> Checkpoint:

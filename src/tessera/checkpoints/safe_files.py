@@ -6,6 +6,7 @@ unpickler (`weights_only=True`) reads it with an allowlist no longer than real c
 """
 
 import datetime
+import hashlib
 import json
 import pickletools
 import zipfile
@@ -214,6 +215,12 @@ def parse_json(where: object, text: object) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where}: expected a JSON object, not a {type(parsed).__name__}")
     return parsed
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

@@ -1,0 +1,115 @@
+"""Pushing a release to the Hugging Face Hub: a branch per revision, and the index on `main`."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tessera.checkpoints.checkpoint import CheckpointError
+
+PUSHED = "SHA256SUMS"
+"""The digests of a revision; on the Hub with the same content, the revision is there whole."""
+
+_FINAL_STATUS = {400, 401, 403, 404, 409, 422}
+"""Answers that trying again does not change."""
+
+_log = logging.getLogger(__name__)
+
+
+def push(
+    out: str | Path,
+    revisions: Sequence[str],
+    repository: str,
+    *,
+    attempts: int = 5,
+    first_pause_seconds: float = 2.0,
+) -> None:
+    """Push revisions that are not on the Hub yet, then the index and the newest model to `main`.
+
+    Each revision is one commit on a branch of its name, so it is there whole or not at all; an
+    interrupted push is continued by calling this again. Endpoint and token are huggingface_hub's
+    own (`HF_ENDPOINT`, `HF_TOKEN` or `hf auth login`).
+
+    Args:
+        out: folder of the release, with a folder per revision.
+        revisions: names, in the order of training.
+        repository: `org/name`, created if need be.
+        attempts: how often each request is tried; the pause doubles between attempts.
+        first_pause_seconds: before the second attempt.
+
+    Raises:
+        CheckpointError: the Hub refused, or could not be reached; says what is pushed already.
+    """
+    import huggingface_hub
+
+    out = Path(out)
+    api = huggingface_hub.HfApi()
+    done: list[str] = []
+
+    def persistently(what: str, request: Callable[[], Any]) -> Any:
+        for attempt in range(1, attempts + 1):
+            try:
+                return request()
+            except Exception as error:  # requests, httpx and the Hub have no base class in common
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if attempt == attempts or status in _FINAL_STATUS:
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    raise CheckpointError(
+                        f"{repository}: could not {what} ({reason}). {len(done)} of "
+                        f"{len(revisions)} revisions are pushed; the same command continues"
+                    ) from error
+                pause = first_pause_seconds * 2 ** (attempt - 1)
+                _log.warning("%s: %s failed, again in %.0f s: %s", repository, what, pause, error)
+                time.sleep(pause)
+
+    persistently("create it", lambda: api.create_repo(repository, exist_ok=True))
+    for name in revisions:
+        folder = out / name
+        if not _is_pushed(api, repository, name, folder):
+            persistently(
+                f"make the branch {name}",
+                lambda name=name: api.create_branch(repository, branch=name, exist_ok=True),
+            )
+            persistently(
+                f"push {name}",
+                lambda name=name, folder=folder: api.create_commit(
+                    repository, _additions(folder), commit_message=name, revision=name
+                ),
+            )
+        done.append(name)
+        _log.info("%s: %s is pushed", repository, name)
+    if revisions:
+        newest = [op for op in _additions(out / revisions[-1]) if op.path_in_repo != "README.md"]
+        index = [
+            huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=out / name)
+            for name in ("README.md", "index.json")
+        ]
+        persistently(
+            "push the index",
+            lambda: api.create_commit(repository, newest + index, commit_message="Index"),
+        )
+
+
+def _additions(folder: Path) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd
+
+    return [
+        CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def _is_pushed(api: Any, repository: str, name: str, folder: Path) -> bool:
+    """Whether the Hub has this very revision: its digests are the last word on every file."""
+    content = (folder / PUSHED).read_bytes()
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    try:
+        found = api.get_paths_info(repository, [PUSHED], revision=name)
+    except Exception as error:
+        # No such branch yet, or no connection: pushing finds out which, and says so.
+        _log.debug("%s: %s is not known to be pushed: %s", repository, name, error)
+        return False
+    return any(getattr(entry, "blob_id", None) == blob for entry in found)
