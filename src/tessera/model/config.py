@@ -70,6 +70,10 @@ class ModelConfig:
         """Whether this layer, counted from 0, attends to the whole document."""
         return layer % self.global_attn_every_n_layers == 0
 
+    def window(self, layer: int) -> int | None:
+        """How far a token of this layer sees on either side; None: the whole document."""
+        return None if self.is_global(layer) else self.local_attention // 2
+
     def rope_theta(self, layer: int) -> float:
         """Base of the layer's rotary wavelengths."""
         return self.global_rope_theta if self.is_global(layer) else self.local_rope_theta

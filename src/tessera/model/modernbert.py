@@ -190,7 +190,8 @@ class Encoder(nn.Module):
         )
         if max_seqlen is None:
             max_seqlen = int(cu_seqlens.diff().max())
-        return prepare(cu_seqlens, max_seqlen, backend, tokens, self.config.local_attention // 2)
+        windows = {self.config.window(i) for i in range(len(self.layers))}
+        return prepare(cu_seqlens, max_seqlen, backend, tokens, windows)
 
 
 class Layer(nn.Module):
@@ -199,7 +200,7 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.attn_norm = nn.Identity() if layer == 0 else _norm(config)  # embeddings are normed
-        self.attn = Attention(config, is_global=config.is_global(layer))
+        self.attn = Attention(config, config.window(layer))
         self.mlp_norm = _norm(config)
         self.mlp = GatedMLP(config)
         self.dropout = config.attention_output_dropout
@@ -231,10 +232,10 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention within documents, global or in a window, up to its output projection."""
 
-    def __init__(self, config: ModelConfig, *, is_global: bool):
+    def __init__(self, config: ModelConfig, window: int | None):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.window = None if is_global else config.local_attention // 2
+        self.window = window
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 

@@ -19,8 +19,8 @@ class Packing:
     max_seqlen: int
     """No document is longer. A constant of the run, lest compiled code be specialised anew."""
     backend: str
-    masks: dict[int | None, Any] = field(default_factory=dict)
-    """What `prepare` of the backend computed, by window, once for all the layers."""
+    prepared: dict[int | None, Any] = field(default_factory=dict)
+    """What the backend computed ahead for all layers, by window (None: global)."""
 
 
 def documents_of(cu_seqlens: Tensor, tokens: int) -> Tensor:

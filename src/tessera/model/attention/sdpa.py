@@ -1,7 +1,16 @@
-"""torch's own fused attention, document by document: the one that runs everywhere.
+"""torch's own fused attention, document by document: the backend that runs everywhere.
 
-Legend: `T` token slots, `H` heads, `D` channels of a head.
+A long document in a windowed layer is cut into blocks of queries, each with the keys within reach,
+so that the cost grows with T * window. The loop over documents is one opaque operator, which a
+compiler neither unrolls nor breaks at.
+
+Legend: `T` token slots, `H` heads, `D` channels of a head, `L` tokens of a document.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,20 +18,208 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tessera.model.attention.packing import Packing
 
+_BLOCK = 64
+"""Queries of a windowed block, at least: fewer compute less in vain, more make fuller kernels."""
+
+_GLOBAL_BLOCK = 1024
+"""Queries of a global block where no kernel hides the scores, lest they fill the memory."""
+
+_flash_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def missing(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why this backend cannot serve here: it always can."""
+    return None
+
+
+def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
+    """The documents' boundaries on the host: the one sync this backend needs on a GPU."""
+    return cu_seqlens.cpu()
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
-    """See `tessera.model.attention.backends.attend`. Copies `cu_seqlens` to the host."""
-    lengths = [length for length in packing.cu_seqlens.diff().tolist() if length]
-    documents = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-    return torch.cat([_attend_document(*document, window) for document in documents])
+    """See `tessera.model.attention.backends.attend`."""
+    out, _ = _attend(q, k, v, packing.prepared[window], -1 if window is None else window)
+    return out
 
 
-def _attend_document(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (L, H, D) -> (H, L, D)
-    tokens = q.size(1)
-    mask = None
-    if window is not None and tokens > window + 1:
-        slots = torch.arange(tokens, device=q.device)
-        mask = (slots[:, None] - slots[None, :]).abs() <= window
-    out = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask)[0]
-    return out.transpose(0, 1)
+@dataclass(frozen=True)
+class _Tile:
+    """`count` blocks of queries, one behind the other, each with the keys that it may see."""
+
+    query: int
+    queries: int
+    key: int
+    keys: int
+    count: int = 1
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """(count, H, queries, D) view of (T, H, D)."""
+        return self._blocks(x, self.query, self.queries)
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """(count, H, keys, D) view of (T, H, D), overlapping if count > 1."""
+        return self._blocks(x, self.key, self.keys)
+
+    def _blocks(self, x: Tensor, start: int, length: int) -> Tensor:
+        token, head, channel = x.stride()
+        return x.as_strided(
+            (self.count, x.size(1), length, x.size(2)),
+            (self.queries * token, head, token, channel),
+            x.storage_offset() + start * token,
+        )
+
+    def add_keys(self, total: Tensor, part: Tensor) -> None:
+        """Add (count, H, keys, D) to the keys' places in (T, H, D), where blocks overlap."""
+        for start in range(0, self.keys, self.queries):
+            piece = part[:, :, start : start + self.queries]
+            self._blocks(total, self.key + start, piece.size(2)).add_(piece)
+
+
+def _tiles(boundaries: list[int], window: int, longest: int | None = None) -> Iterator[_Tile]:
+    """Cut documents into blocks if the window or the `longest` global block is much shorter."""
+    for start, end in pairwise(boundaries):
+        length = end - start
+        if window < 0:
+            step = longest or max(length, 1)
+            for first in range(start, end, step):
+                yield _Tile(first, min(step, end - first), start, length)
+        elif length <= 4 * max(window, _BLOCK):
+            if length:
+                yield _Tile(start, length, start, length)
+        else:
+            block = max(window, _BLOCK)
+            inner = (length - window) // block - 1
+            yield _Tile(start, block, start, block + window)
+            yield _Tile(start + block, block, start + block - window, block + 2 * window, inner)
+            last = start + (inner + 1) * block
+            yield _Tile(last, end - last, last - window, end - last + window)
+
+
+def _plan(q: Tensor, boundaries: Tensor, window: int) -> tuple[list[_Tile], Tensor | None]:
+    longest = None if q.device.type == "cpu" else _GLOBAL_BLOCK
+    tiles = list(_tiles(boundaries.tolist(), window, longest))
+    return tiles, _band(tiles, window, q)
+
+
+def _band(tiles: list[_Tile], window: int, like: Tensor) -> Tensor | None:
+    """Added to the scores of query i and key j - window: 0 within reach, else -inf."""
+    if window < 0:
+        return None
+    queries = torch.arange(max(tile.queries for tile in tiles), device=like.device)
+    keys = torch.arange(len(queries) + 2 * window, device=like.device)
+    ahead = keys - queries[:, None]
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    band = torch.zeros(ahead.shape, dtype=dtype, device=like.device)
+    return band.masked_fill_((ahead < 0) | (ahead > 2 * window), float("-inf"))
+
+
+def _mask(tile: _Tile, band: Tensor | None, window: int) -> Tensor | None:
+    if band is None or tile.keys <= window + 1:
+        return None
+    first = window - (tile.query - tile.key)
+    return band[: tile.queries, first : first + tile.keys]
+
+
+@torch.library.custom_op("tessera::attend_by_document", mutates_args=())
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int
+) -> tuple[Tensor, Tensor]:
+    tiles, band = _plan(q, boundaries, window)
+    out, log_sums = _outputs(q)
+    for tile in tiles:
+        queries, keys, values = tile.of_queries(q), tile.of_keys(k), tile.of_keys(v)
+        mask = _mask(tile, band, window)
+        if q.device.type == "cpu":
+            part, sums = _flash_on_cpu(queries, keys, values, attn_mask=mask)
+            tile.of_queries(log_sums[..., None]).copy_(sums[..., None])
+        else:
+            part = _anywhere(queries, keys, values, mask)
+        tile.of_queries(out).copy_(part)
+    return out, log_sums
+
+
+@torch.library.custom_op("tessera::attend_by_document_backward", mutates_args=())
+def _attend_backward(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    boundaries: Tensor,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tiles, band = _plan(q, boundaries, window)
+    d_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    d_k, d_v = torch.zeros_like(d_q), torch.zeros_like(d_q)
+    for tile in tiles:
+        queries, keys, values = tile.of_queries(q), tile.of_keys(k), tile.of_keys(v)
+        mask = _mask(tile, band, window)
+        upstream = tile.of_queries(d_out)
+        if q.device.type == "cpu":
+            sums = tile.of_queries(log_sums[..., None])[..., 0]
+            parts = _flash_on_cpu_backward(
+                upstream,
+                queries,
+                keys,
+                values,
+                tile.of_queries(out),
+                sums,
+                0.0,
+                False,
+                attn_mask=mask,
+            )
+        else:
+            parts = _anywhere_backward(upstream, queries, keys, values, mask)
+        tile.of_queries(d_q).copy_(parts[0])
+        tile.add_keys(d_k, parts[1])
+        tile.add_keys(d_v, parts[2])
+    return d_q, d_k, d_v
+
+
+def _anywhere(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    mask = None if mask is None else mask.to(q.dtype)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _anywhere_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By the chain rule: autograd does not reach into an opaque operator."""
+    scale = q.size(-1) ** -0.5
+    scores = (q @ k.transpose(-2, -1)).float() * scale
+    shares = (scores if mask is None else scores + mask).softmax(-1)
+    d_shares = (d_out @ v.transpose(-2, -1)).float()
+    d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdim=True)) * scale
+    d_scores = d_scores.to(q.dtype)
+    d_v = shares.to(q.dtype).transpose(-2, -1) @ d_out
+    return d_scores @ k, d_scores.transpose(-2, -1) @ q, d_v
+
+
+def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+
+@_attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int) -> Any:
+    return _outputs(q)
+
+
+@_attend_backward.register_fake
+def _(d_out: Tensor, q: Tensor, *rest: Any) -> Any:
+    return tuple(q.new_empty(q.shape) for _ in range(3))
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors[:3], *output, tensors[3])
+
+
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attend_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.window), None, None
+
+
+_attend.register_autograd(_backward, setup_context=_save)

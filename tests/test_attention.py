@@ -1,0 +1,110 @@
+"""Every backend that runs here is the dense oracle, forward and backward, whatever the packing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.attention import dense_attention, visible
+
+from tessera.model.attention import sdpa
+from tessera.model.attention.backends import attend, prepare
+
+PACKINGS = {
+    "ragged": [17, 1, 300, 64, 2, 129, 65],
+    "one document": [333],
+    "a document per token": [1] * 40,
+    "documents of the window's size": [64, 65, 66, 128, 129],
+    "just long enough to be cut into blocks": [256, 257, 258, 320, 321],
+    "empty documents, and a zero-length tail": [30, 0, 70, 0, 0, 0],
+}
+WINDOWS = [None, 64, 5, 1, 100]
+
+
+def inputs(tokens, heads=2, channels=16, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn(tokens, 3, heads, channels, generator=generator).to(dtype)
+    return [part.detach().requires_grad_() for part in qkv.unbind(1)]
+
+
+def packing_of(lengths, backend, window):
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return prepare(cu_seqlens, max(lengths), backend, sum(lengths), {window})
+
+
+def check_against_oracle(lengths, window, backend="sdpa", dtype=torch.float32, tolerance=2e-5):
+    tokens = sum(lengths)
+    ours, exact = inputs(tokens, dtype=dtype), inputs(tokens, dtype=dtype)
+    upstream = torch.randn(tokens, 2, 16, generator=torch.Generator().manual_seed(1))
+
+    out = attend(*ours, packing_of(lengths, backend, window), window)
+    expected = dense_attention(*exact, lengths, window)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+    gradients = torch.autograd.grad(out, ours, upstream.to(dtype))
+    expected_gradients = torch.autograd.grad(expected, exact, upstream.double())
+    for gradient, exactly in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(
+            gradient.double(), exactly.double(), atol=5 * tolerance, rtol=tolerance
+        )
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS.keys())
+def test_sdpa_equals_the_dense_oracle(lengths, window):
+    check_against_oracle(lengths, window)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(0, 400), min_size=1, max_size=6).filter(any),
+    window=st.none() | st.integers(1, 90),
+)
+def test_sdpa_equals_the_dense_oracle_on_any_packing(lengths, window):
+    check_against_oracle(lengths, window)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_sdpa_in_bfloat16_is_close_to_the_oracle(window):
+    check_against_oracle([50, 200, 3], window, dtype=torch.bfloat16, tolerance=2e-2)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_sdpa_without_the_cpu_kernel_is_the_same(window, monkeypatch):
+    """The path of devices that have no kernel of their own, here on the CPU."""
+
+    def forward(q, k, v, attn_mask):
+        return sdpa._anywhere(q, k, v, attn_mask), q.new_zeros(q.size(0), q.size(1), q.size(2))
+
+    def backward(d_out, q, k, v, out, sums, rate, causal, attn_mask):
+        return sdpa._anywhere_backward(d_out, q, k, v, attn_mask)
+
+    tiles = sdpa._tiles
+    monkeypatch.setattr(sdpa, "_tiles", lambda at, reach, _: tiles(at, reach, 100))
+    monkeypatch.setattr(sdpa, "_flash_on_cpu", forward)
+    monkeypatch.setattr(sdpa, "_flash_on_cpu_backward", backward)
+    check_against_oracle(PACKINGS["ragged"], window)
+
+
+def test_windowed_work_grows_with_the_tokens_and_not_with_their_square():
+    def scores(tokens):
+        tiles = sdpa._tiles([0, tokens], window=64)
+        return sum(tile.count * tile.queries * tile.keys for tile in tiles)
+
+    assert scores(16_384) < 2.01 * scores(8192)
+    assert scores(8192) <= 8192 * 3 * 64
+
+
+def test_tiles_hold_every_query_once_and_every_visible_key():
+    lengths, window = [700, 3, 257, 64], 50
+    seen = torch.zeros(sum(lengths), sum(lengths), dtype=torch.int64)
+    queries = torch.zeros(sum(lengths), dtype=torch.int64)
+    boundaries = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    for tile in sdpa._tiles(boundaries, window):
+        for block in range(tile.count):
+            query, key = (x + block * tile.queries for x in (tile.query, tile.key))
+            queries[query : query + tile.queries] += 1
+            seen[query : query + tile.queries, key : key + tile.keys] += 1
+    assert (queries == 1).all()
+    assert (seen[visible(lengths, window)] == 1).all()
+    assert (seen[~visible(lengths, None)] == 0).all()
