@@ -4,20 +4,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def _check(lr: float, weight_decay: float, clip_norm: float | None) -> None:
+def _common_problems(lr: float, weight_decay: float, clip_norm: float | None) -> list[str]:
+    found = []
     if not lr > 0:
-        raise ValueError(f"lr must be positive; got {lr}")
+        found.append(f"lr must be positive; got {lr}")
     if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must not be negative; got {weight_decay}")
+        found.append(f"weight_decay must not be negative; got {weight_decay}")
     if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive, or null for no clipping; got {clip_norm}")
+        found.append(f"clip_norm must be positive, or null for no clipping; got {clip_norm}")
+    return found
 
 
-def _check_betas(betas: tuple[float, float], eps: float) -> None:
+def _adam_problems(betas: tuple[float, float], eps: float) -> list[str]:
+    found = []
     if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas are in [0, 1); got {list(betas)}")
+        found.append(f"betas are in [0, 1); got {list(betas)}")
     if not eps > 0:
-        raise ValueError(f"eps must be positive; got {eps}")
+        found.append(f"eps must be positive; got {eps}")
+    return found
+
+
+def _refuse(found: list[str]) -> None:
+    if found:
+        raise ValueError("\n".join(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +48,14 @@ class StableAdamW:
     """Scale gradients down to this norm over all parameters; this optimizer does without."""
 
     def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, self.clip_norm)
-        _check_betas(self.betas, self.eps)
+        found = _common_problems(self.lr, self.weight_decay, self.clip_norm)
+        found += _adam_problems(self.betas, self.eps)
         if self.weight_decay >= 1e-2:
-            raise ValueError(
+            found.append(
                 f"weight_decay {self.weight_decay} is subtracted at every step in full (it is not "
                 "multiplied by lr) and would erase the weights: use about lr times the usual value"
             )
+        _refuse(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +73,8 @@ class AdamW:
     """Scale gradients down to this norm over all parameters; null for never."""
 
     def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, self.clip_norm)
-        _check_betas(self.betas, self.eps)
+        found = _common_problems(self.lr, self.weight_decay, self.clip_norm)
+        _refuse(found + _adam_problems(self.betas, self.eps))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +97,10 @@ class Muon:
     """For embeddings, norms, biases; its own `lr` follows the same schedule."""
 
     def __post_init__(self) -> None:
-        _check(self.lr, self.weight_decay, self.clip_norm)
+        found = _common_problems(self.lr, self.weight_decay, self.clip_norm)
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum is in [0, 1); got {self.momentum}")
+            found.append(f"momentum is in [0, 1); got {self.momentum}")
+        _refuse(found)
 
 
 OptimizerConfig = StableAdamW | AdamW | Muon

@@ -152,6 +152,13 @@ class Linear:
 Schedule = WarmupStableDecay | OneMinusSqrt | Constant | Cosine | Linear
 
 
+def decay_begins(schedule: Schedule, duration: Duration) -> Duration | None:
+    """Where the plateau ends and the final decay begins; None without a plateau before it."""
+    decay = getattr(schedule, "decay", None)
+    begin = 0 if decay is None or not decay.value else duration.value - decay.value
+    return Duration(begin, duration.unit) if begin > schedule.warmup.value else None
+
+
 def problems(schedule: Schedule, duration: Duration) -> list[str]:
     """What makes this schedule meaningless for a phase of this length; empty if nothing does."""
     found = []

@@ -1,0 +1,260 @@
+"""The pieces of a run put together on Composer. Nothing trains yet."""
+
+import contextlib
+import os
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.core import State
+from composer.utils import dist
+
+from tessera.checkpoints.reader import read_checkpoint
+from tessera.config import to_yaml
+from tessera.data.batch_size import data_rank
+from tessera.data.evaluation import evaluation_batches
+from tessera.data.loader import Loader, LoaderState
+from tessera.data.tokenizer import Tokenizer, load_tokenizer
+from tessera.model.init import tile_weights
+from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.optim.optimizers import build_optimizer, remember_peak, settings
+from tessera.training import folder as files
+from tessera.training import ranks, restore
+from tessera.training.checkpointing import Checkpoints, RunRecord
+from tessera.training.config import RunConfig
+from tessera.training.console import Progress, amount_of, say, warn
+from tessera.training.evaluating import Batches, Evaluation
+from tessera.training.flops import measured_peak
+from tessera.training.guard import Guard
+from tessera.training.loggers import open_loggers
+from tessera.training.metrics import MetricsFile
+from tessera.training.mlm import MaskedLanguageModel, train_data_spec
+from tessera.training.run import Held, Run
+from tessera.training.saved import Saved, read, resumable
+from tessera.training.stepping import Clock, Sink, Stepping
+from tessera.training.watchdog import Watchdog
+
+
+def build(config: RunConfig, held: Held | None) -> Run:
+    """Assemble a phase. Every rank calls this; rank 0 holds the run folder.
+
+    Raises:
+        ValueError: something does not fit, with the key or file and the way out.
+    """
+    run = Run(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
+    _quiet()
+    if ranks.world_size() > 1:
+        dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
+    run.stop.install()
+    if held is not None:
+        run.closing.append(held.lock.release)
+        run.stop.on_request = held.lock.say_stopping
+
+    saved = _same_everywhere(held)
+    if saved is not None and saved.done(config.duration):
+        run.close()
+        return Run(config)
+    changes = resumable(config, saved) if saved is not None else []
+
+    tokenizer = load_tokenizer(config.tokenizer)
+    loader = build_loader(config, tokenizer, saved)
+    encoder = build_encoder(config, device)
+    model = MaskedLanguageModel(encoder, config.seed)
+    optimizer = build_optimizer(config.optimizer, model.named_parameters(), device)
+    remember_peak(optimizer)
+    chosen = settings(optimizer)
+
+    sinks: list[Sink] = []
+    stepping = Stepping(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        judge=Guard(config.spikes),
+        stop_signal=lambda: run.stop.signal,
+        sinks=sinks,
+        peak_flops=measured_peak(torch.device(device), _matrix_dtype(config, device)),
+    )
+    if saved is not None:
+        stepping.clock = Clock(**{key: saved.progress[key] for key in vars(stepping.clock)})
+        stepping.judge.restore(saved.progress["spikes"])
+    sync = open_sinks(run, sinks, after_step=stepping.clock.steps)
+    checkpoints = Checkpoints(config=config, stepping=stepping, say=warn, before_save=sync)
+    run.preempted = lambda: checkpoints.preempted
+
+    callbacks: list[Any] = [
+        stepping,
+        Evaluation(
+            config=config.evaluation,
+            stepping=stepping,
+            model=model,
+            sources=evaluation_sources(config, tokenizer),
+            sinks=sinks,
+        ),
+        RunRecord(config, tokenizer, loader, stepping),
+        checkpoints,
+    ]
+    if config.watchdog_minutes is not None:
+        watchdog = Watchdog(Path(config.run_folder), config.watchdog_minutes)
+        run.closing.append(watchdog.disarm)
+        callbacks.append(watchdog)
+    run.trainer = Trainer(
+        model=model,
+        train_dataloader=train_data_spec(loader, pin=device == "cuda"),
+        optimizers=optimizer,
+        max_duration=str(config.duration),
+        callbacks=callbacks,
+        run_name=config.name,
+        seed=config.seed,
+        device=_composer(device),
+        precision=_precision(config, device),
+        device_train_microbatch_size=1,  # our split_batch decides; Composer insists on a number
+        accumulate_train_batch_on_tokens=True,
+        spin_dataloaders=False,
+        progress_bar=False,
+        dist_timeout=config.compute.timeout_minutes * 60,
+    )
+    run.closing.append(run.trainer.close)
+    _begin(run.trainer.state, run.trainer.logger, config, saved, changes, chosen)
+    stepping.last()
+    if ranks.rank() == 0:
+        text = to_yaml(config).encode()
+        files.write_whole(Path(config.run_folder) / "config.yaml", lambda file: file.write(text))
+    return run
+
+
+def build_loader(config: RunConfig, tokenizer: Tokenizer, saved: Saved | None) -> Loader:
+    """This rank's share of the stream of batches, from where the checkpoint left it."""
+    return Loader(
+        config.train_data,
+        config.batch,
+        tokenizer,
+        vocab_size=config.model.vocab_size,
+        seed=config.seed,
+        rank=data_rank(ranks.rank(), ranks.local_world_size(), ranks.world_size()),
+        world_size=ranks.world_size(),
+        state=LoaderState.from_json(saved.data) if saved is not None else None,
+    )
+
+
+def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
+    """The model with its first weights; those of a checkpoint come later."""
+    encoder = ModernBertForMaskedLM(config.model, attention=config.compute.attention)
+    encoder.initialize(config.seed)
+    tiles = config.initial_weights
+    if tiles is not None:
+        small = read_checkpoint(tiles.tile)
+        mode = "published" if tiles.mode == "published" else "aligned"
+        encoder.load_state_dict(tile_weights(small.weights, small.model_config, config.model, mode))
+    if config.compute.activation_checkpointing:
+        encoder.checkpoint_layers(True)
+    return encoder
+
+
+def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:
+    """This rank's validation batches of each source that has a validation split."""
+    data = config.train_data
+    if config.evaluation.sources is not None:
+        data = replace(data, sources=config.evaluation.sources)
+    return {
+        name: partial(
+            evaluation_batches,
+            data,
+            name,
+            tokenizer,
+            vocab_size=config.model.vocab_size,
+            masking_rate=config.evaluation.masking_rate,
+            max_tokens=config.evaluation.max_tokens,
+            seed=config.seed,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+        )
+        for name, source in data.sources.items()
+        if source.validation_split is not None and source.weight > 0
+    }
+
+
+def open_sinks(run: Run, sinks: list[Sink], *, after_step: int) -> Any:
+    """Open what takes records, on rank 0; returns what brings them to the disk."""
+    if ranks.rank() != 0:
+        return lambda: None
+    config = run.config
+    metrics = MetricsFile(Path(config.run_folder), after_step=after_step)
+    run.closing.append(metrics.close)
+    loggers = open_loggers(config, after_step=after_step)
+    run.closing.extend(logger.close for logger in loggers)
+    progress = Progress(config.name, config.duration, config.logging.console_seconds)
+    sinks += [metrics.write, progress, *loggers]
+    return metrics.sync
+
+
+def _same_everywhere(held: Held | None) -> Saved | None:
+    """What rank 0 found to resume from, read by every rank."""
+    own = held.saved if held is not None else None
+    path = ranks.from_first(own.path if own is not None else None)
+    return own if own is not None or path is None else read(path)
+
+
+def _begin(
+    state: State,
+    logger: Any,
+    config: RunConfig,
+    saved: Saved | None,
+    changes: list[str],
+    chosen: list[dict[str, Any]],
+) -> None:
+    """Load what this phase continues from, and say so."""
+    numbers = sum(p.numel() for p in state.model.parameters())
+    say(
+        f"{config.name}: {amount_of(numbers)} parameters on {ranks.world_size()} x "
+        f"{'GPU' if torch.cuda.is_available() else 'CPU'} for {amount_of(config.duration.value)} "
+        f"{config.duration.unit}, in {config.run_folder}"
+    )
+    if saved is not None:
+        restore.resume(state, logger, saved, chosen)
+        steps, tokens = saved.progress["steps"], amount_of(saved.progress["tokens"])
+        say(f"{config.name}: resumes from {saved.path.name}, after {steps} steps, {tokens} tokens")
+        for change in changes:
+            say(f"{config.name}: changed since: {change}")
+    elif config.start_from is not None:
+        checkpoint = read_checkpoint(config.start_from.checkpoint)
+        carried = restore.start(
+            state, logger, checkpoint, chosen, optimizer=config.start_from.optimizer
+        )
+        say(f"{config.name}: starts from {checkpoint.path} ({carried})")
+    group = max(state.optimizers[0].param_groups, key=lambda group: group["weight_decay"])
+    say(
+        f"{config.name}: {config.optimizer.name} in force: peak lr {group['initial_lr']:g}, weight "
+        f"decay {group['weight_decay']:g}"
+        + (f", max_lr {group['max_lr']:g}" if "max_lr" in group else "")
+    )
+
+
+def _precision(config: RunConfig, device: str) -> str:
+    chosen = config.compute.precision
+    return ("amp_bf16" if device == "cuda" else "fp32") if chosen == "auto" else chosen
+
+
+def _matrix_dtype(config: RunConfig, device: str) -> torch.dtype:
+    return torch.bfloat16 if _precision(config, device) == "amp_bf16" else torch.float32
+
+
+def _composer(device: str) -> str:
+    return "gpu" if device == "cuda" else "cpu"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quiet() -> None:
+    """Silence what Composer and torch say about choices that are made on purpose here."""
+    warnings.filterwarnings("ignore", module=r"composer\..*")
+    warnings.filterwarnings("ignore", message=r".*barrier\(\).*")
+    with contextlib.suppress(AttributeError):
+        torch._C._set_warnAlways(False)

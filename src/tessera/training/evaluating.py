@@ -1,0 +1,84 @@
+"""Masked-LM loss and accuracy per source: fixed documents, fixed masks, one vote per token."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+
+from tessera.batch import PackedBatch
+from tessera.training import ranks
+from tessera.training.checkpointing import crossed
+from tessera.training.config import EvaluationConfig
+from tessera.training.mlm import MaskedLanguageModel
+from tessera.training.stepping import Sink, Stepping
+
+Batches = Callable[[], Iterable[PackedBatch]]
+"""This rank's part of a source's validation documents, the same at every call."""
+
+
+@dataclass(eq=False)
+class Evaluation(Callback):
+    """Evaluates after a step when it is time to, and at the end of the phase."""
+
+    config: EvaluationConfig
+    stepping: Stepping
+    model: MaskedLanguageModel
+    sources: dict[str, Batches]
+    sinks: Sequence[Sink]
+
+    def __post_init__(self) -> None:
+        clock = self.stepping.clock
+        self._before = {unit: clock.done(unit) for unit in ("tok", "ba", "sp")}
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Evaluate if an interval, or the phase, ended with this step."""
+        clock, duration = self.stepping.clock, self.stepping.config.duration
+        interval = self.config.interval
+        due = interval is not None and crossed(interval, self._before, clock.done(interval.unit))
+        done = clock.done(duration.unit) >= duration.value
+        self._before = {unit: clock.done(unit) for unit in self._before}
+        if self.sources and (due or (done and self.config.at_end)):
+            record = self.evaluate(state)
+            if ranks.rank() == 0:
+                for sink in self.sinks:
+                    sink(record)
+
+    @torch.no_grad()
+    def evaluate(self, state: State) -> dict[str, Any]:
+        """A record of every source's loss and accuracy, over all ranks."""
+        self.model.eval()
+        found = {name: self._score(state, batches()) for name, batches in self.sources.items()}
+        self.model.train()
+        return {
+            "kind": "evaluation",
+            "step": self.stepping.clock.steps,
+            "tokens": self.stepping.clock.tokens,
+            "masking_rate": self.config.masking_rate,
+            "sources": found,
+        }
+
+    def _score(self, state: State, batches: Iterable[PackedBatch]) -> dict[str, Any]:
+        loss, right, masked, tokens = 0.0, 0.0, 0, 0
+        sums = []
+        for batch in batches:
+            with get_precision_context(state.precision, state.precision_config):
+                sums.append(self.model(batch))
+            masked += batch.masked_tokens
+            tokens += batch.tokens
+        if sums:
+            loss, right = torch.stack(sums).sum(0).tolist()
+        parts = ranks.gather((loss, right, masked, tokens))
+        losses, rights, maskeds, counts = zip(*parts, strict=True)
+        every = max(1, sum(maskeds))
+        mean = math.fsum(losses) / every
+        return {
+            "loss": mean if math.isfinite(mean) else None,
+            "accuracy": math.fsum(rights) / every,
+            "masked_tokens": sum(maskeds),
+            "tokens": sum(counts),
+        }

@@ -1,0 +1,178 @@
+"""A run folder on disk: its lock, its checkpoints, and files that are written whole or not at all.
+
+- `config.yaml`: the configuration, resolved
+- `metrics.jsonl`: one object per step, and one per evaluation
+- `checkpoints/step00001234.pt`: the state of training after that step
+- `checkpoints/latest`: a link to the newest
+- `checkpoints/pinned.json`: steps that `keep` never deletes
+- `checkpoints/*.damaged`: what could not be read again
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+STOPPING = b"stopping"
+_NAME = re.compile(r"step(\d+)\.pt")
+
+
+class Lock:
+    """The right to write to a run folder, which the kernel takes back when the process ends."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def say_stopping(self) -> None:
+        """Tell whoever waits for the lock that it will soon be free; fit for a signal handler."""
+        os.pwrite(self._file, STOPPING, 0)
+
+    def release(self) -> None:
+        """Let another process write."""
+        os.close(self._file)
+
+
+def lock(folder: Path, *, patience_seconds: float = 5.0, stopping_seconds: float = 600.0) -> Lock:
+    """Take the lock of a run folder, waiting a moment for a run that is just ending.
+
+    Raises:
+        ValueError: another process is training in this folder.
+    """
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    begin = time.monotonic()
+    while True:
+        try:
+            # A POSIX lock, because forked loader workers must not inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                _warn_unlocked(folder, error)
+                break
+        ending = os.pread(file, len(STOPPING), 0) == STOPPING
+        if time.monotonic() - begin > (stopping_seconds if ending else patience_seconds):
+            os.close(file)
+            raise ValueError(
+                f"{folder} is in use: another run is training there. Two would write over each "
+                "other; wait for it, stop it, or give this one a run_folder of its own"
+            )
+        time.sleep(0.2)
+    os.ftruncate(file, 0)
+    return Lock(file)
+
+
+def _warn_unlocked(folder: Path, error: OSError) -> None:
+    print(f"tessera: {folder}: this file system keeps no locks ({error}); start no second run here")
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run folder by step, oldest first."""
+    found = {}
+    for path in (folder / "checkpoints").glob("step*.pt"):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after this step is kept."""
+    return folder / "checkpoints" / f"step{step:08d}.pt"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint's end is there: `torch.save` writes the table of contents last."""
+    try:
+        with zipfile.ZipFile(path):
+            return True
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, by its own checksums; None if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+    except PermissionError:
+        return "may not be read (permissions)"
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return f"is cut short or not a checkpoint ({error})"
+    return f"is damaged: its record {torn} has another checksum" if torn else None
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, and give it its own once it is on the disk."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def point_latest(path: Path) -> None:
+    """Make `latest`, beside a checkpoint, mean it: the old link or the new one, never none."""
+    link = path.parent / "latest"
+    temporary = path.parent / ".latest.writing"
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(path.name)
+    os.replace(temporary, link)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring names in a folder to the disk, where the file system knows how."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def pinned(folder: Path) -> set[int]:
+    """Steps whose checkpoints are never deleted."""
+    path = folder / "checkpoints" / "pinned.json"
+    return set(json.loads(path.read_text())) if path.is_file() else set()
+
+
+def pin(folder: Path, step: int) -> None:
+    """Never delete the checkpoint after this step."""
+    steps = sorted(pinned(folder) | {step})
+    path = folder / "checkpoints" / "pinned.json"
+    write_whole(path, lambda file: file.write(json.dumps(steps).encode()))
+
+
+def prune(folder: Path, keep: int) -> list[Path]:
+    """Delete all but the newest `keep` whole checkpoints and the pinned ones.
+
+    Returns:
+        What was deleted.
+    """
+    whole = [step for step, path in checkpoints(folder).items() if is_whole(path)]
+    stay = set(whole[-keep:]) | pinned(folder)
+    gone = [checkpoint_path(folder, step) for step in whole if step not in stay]
+    for path in gone:
+        path.unlink()
+    return gone
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what an interrupted write left behind; it was never a checkpoint."""
+    for path in (folder / "checkpoints").glob(".*.writing"):
+        path.unlink()

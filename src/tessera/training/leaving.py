@@ -1,0 +1,53 @@
+"""The end of a process: one message or a traceback, and an exit status that means something.
+
+0 done, 2 the user's mistake, 1 ours, 75 stopped by a signal with everything saved.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from tessera.config import mistake
+from tessera.training import ranks
+
+_AFTER_THE_FIRST_SECONDS = 10.0
+
+
+def leave_after(work: Callable[[], int]) -> NoReturn:
+    """Do the work of a training process, and exit with its status."""
+    try:
+        status = work()
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except KeyboardInterrupt:
+        status = 130
+    except BaseException as error:
+        message = mistake(error) or getattr(error, "message_to_user", None)
+        if message is None:
+            traceback.print_exc()
+        else:
+            print(f"tessera: {message}", file=sys.stderr)
+        status = 2 if mistake(error) else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == 0:
+        sys.exit(0)
+    if ranks.local_rank() > 0:
+        _wait_for_the_launcher()
+    if ranks.launched():
+        # Others may wait for this process in a collective: no clean-up that might wait for them.
+        os._exit(status)
+    sys.exit(status)
+
+
+def _wait_for_the_launcher() -> None:
+    """Let the node's first rank leave first: its status is what the launcher reports.
+
+    The launcher then ends the others by SIGTERM, and is silent about those that die of it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_AFTER_THE_FIRST_SECONDS)

@@ -1,0 +1,104 @@
+"""Going on from a checkpoint: the same phase exactly, or the next phase from weights and moments.
+
+What was read as plain dictionaries is handed to Composer's state.
+"""
+
+from typing import Any
+
+import torch
+from composer.core import State
+from composer.loggers import Logger
+from torch import Tensor
+
+from tessera.checkpoints.checkpoint import Checkpoint
+from tessera.optim.optimizers import enforce
+from tessera.training.saved import Saved
+
+PREFIX = "model."
+"""What Composer's names have before ours."""
+
+
+def resume(state: State, logger: Logger, saved: Saved, settings: list[dict[str, Any]]) -> None:
+    """Continue a phase: weights, moments and clock of its checkpoint, settings of its YAML.
+
+    Args:
+        state: Composer's, of a fresh Trainer.
+        logger: Composer's.
+        saved: the checkpoint.
+        settings: of the optimizer as the YAML has them, from `tessera.optim.optimizers.settings`.
+    """
+    state.load_model_state(saved.state, logger, strict=True)
+    name, stored = next(iter(saved.state["optimizers"].items()))
+    load_moments(state, name, stored["state"], stored["param_groups"], settings)
+    state.timestamp.load_state_dict(saved.state["timestamp"]["Timestamp"])
+
+
+def start(
+    state: State,
+    logger: Logger,
+    checkpoint: Checkpoint,
+    settings: list[dict[str, Any]],
+    *,
+    optimizer: bool,
+) -> str:
+    """Begin a phase with the weights, and by choice the moments, of another's checkpoint.
+
+    Returns:
+        What was carried over, in words.
+    """
+    weights = {PREFIX + name: tensor for name, tensor in checkpoint.weights.items()}
+    state.load_model_state({"model": weights}, logger, strict=True)
+    if not optimizer:
+        return "weights alone, as start_from.optimizer says"
+    own = type(state.optimizers[0]).__qualname__
+    if checkpoint.optimizer is None or checkpoint.optimizer_name != own:
+        return f"weights alone: it holds no state of {own} ({checkpoint.optimizer_name})"
+    moments = {PREFIX + name: moment for name, moment in checkpoint.optimizer.items()}
+    groups = [
+        {**group, "params": [PREFIX + name for name in group["params"]]}
+        for group in checkpoint.hyperparameters
+    ]
+    load_moments(state, own, moments, groups, settings)
+    return "weights and optimizer state"
+
+
+def load_moments(
+    state: State,
+    name: str,
+    moments: dict[str, dict[str, Any]],
+    groups: list[dict[str, Any]],
+    settings: list[dict[str, Any]],
+) -> None:
+    """Give the optimizer another's moments and count of steps, and nothing else of it.
+
+    Only what this optimizer would keep itself is taken, so that a checkpoint of a GPU serves on a
+    CPU, and of an older version in a newer; the settings in force remain the YAML's.
+
+    Args:
+        state: Composer's.
+        name: the class of the optimizer that left the moments; another class's are not used.
+        moments: by parameter name.
+        groups: the parameter groups they belong to: `params` (names) and perhaps `step`.
+        settings: what to enforce afterwards.
+    """
+    optimizer = state.optimizers[0]
+    own = type(optimizer).__qualname__
+    if name == own:
+        template = state.get_optim_state_dict()[own]
+        for parameter, slots in template["state"].items():
+            for slot, value in slots.items():
+                slots[slot] = _adopted(value, moments.get(parameter, {}).get(slot))
+        steps = {p: group.get("step") for group in groups for p in group["params"]}
+        for group in template["param_groups"]:
+            step = next((steps[p] for p in group["params"] if steps.get(p) is not None), None)
+            if "step" in group and step is not None:
+                group["step"] = torch.as_tensor(step).to(group["step"].dtype)
+        state.load_optim_state({"optimizers": {own: template}})
+    enforce(optimizer, settings)
+
+
+def _adopted(own: Any, theirs: Any) -> Any:
+    if not isinstance(own, Tensor) or not isinstance(theirs, Tensor):
+        return own
+    # A copy: what was read is a view of the file.
+    return theirs.to(own.dtype, copy=True) if theirs.shape == own.shape else own

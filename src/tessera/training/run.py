@@ -1,0 +1,113 @@
+"""A run from its configuration: who may write, where it continues, and how it ends.
+
+Composer is imported only once everything that can be known to be wrong has been checked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tessera.config import ConfigError
+from tessera.training import blame, ranks
+from tessera.training import folder as files
+from tessera.training.config import RunConfig
+from tessera.training.console import say, warn
+from tessera.training.preflight import problems
+from tessera.training.saved import Saved, newest
+from tessera.training.signals import PREEMPTED, StopRequest, end_with_parent
+
+
+@dataclass
+class Run:
+    """A phase, ready to train, or complete already."""
+
+    config: RunConfig
+    trainer: Any = None
+    """Composer's; None if there is nothing left to do."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    preempted: Callable[[], bool] = lambda: False
+    closing: list[Callable[[], None]] = field(default_factory=list)
+    """What to do at the end, however it comes."""
+
+    def fit(self) -> int:
+        """Train to the end of the phase, or until told to stop.
+
+        Returns:
+            The exit status: 0, or `PREEMPTED` if stopped by a signal with everything saved.
+        """
+        folder = Path(self.config.run_folder)
+        if self.trainer is None:
+            say(f"{self.config.name}: complete already, in {folder}; nothing to do")
+            return 0
+        self.stop.training = True
+        try:
+            self.trainer.fit()
+        except Exception as error:
+            blame.settle(folder, error)
+            raise
+        finally:
+            self.close()
+        if self.preempted():
+            say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
+            return PREEMPTED
+        say(f"{self.config.name}: complete, in {folder}")
+        return 0
+
+    def close(self) -> None:
+        """Let go of the folder, the loggers and the loader."""
+        while self.closing:
+            self.closing.pop()()
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run folder that this process alone may write to."""
+
+    lock: files.Lock
+    saved: Saved | None
+    """The checkpoint to resume from."""
+
+
+def build_run(config: RunConfig) -> Run:
+    """Assemble a phase, or its continuation. Nothing trains yet.
+
+    Raises:
+        ConfigError: with everything that is wrong, where it can be known before training.
+    """
+    if ranks.launched():
+        end_with_parent()
+    blame.forget(Path(config.run_folder))
+    held = take(config) if ranks.rank() == 0 else None
+    if ranks.world_size() == 1 and held and held.saved and held.saved.done(config.duration):
+        held.lock.release()
+        return Run(config)
+
+    from tessera.training.building import build
+
+    return build(config, held)
+
+
+def take(config: RunConfig) -> Held:
+    """Check the configuration against the machine, and take the run folder if it can run.
+
+    Raises:
+        ConfigError: it cannot; nothing was written.
+        ValueError: another run is using the folder, or none of its checkpoints can be read.
+    """
+    folder = Path(config.run_folder)
+    resuming = bool(files.checkpoints(folder))
+    # What a phase once started from has done its part, and may be gone.
+    asked = replace(config, start_from=None, initial_weights=None) if resuming else config
+    found = problems(asked, ranks.world_size())
+    if found:
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        raise ConfigError("\n  ".join([f"{config.name} cannot run: {count}", *found]))
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    lock = files.lock(folder)
+    try:
+        files.clear_unfinished(folder)
+        return Held(lock, newest(folder, warn))
+    except BaseException:
+        lock.release()
+        raise

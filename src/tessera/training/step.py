@@ -1,0 +1,128 @@
+"""What one optimizer step was: each rank's share, and the whole that all of them agree on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessera.batch import RankBatch
+from tessera.data.digest import batch_digest, digest_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One rank's part of a step, small enough to tell every other rank."""
+
+    loss_sum: float
+    grad_norm: float
+    """Over all parameters, after the ranks' gradients were averaged, before any clipping."""
+    masked_tokens: int
+    tokens: int
+    slots: int
+    """Token slots, padding included."""
+    documents: int
+    rows: np.ndarray
+    """(R,) int64: numbers of this rank's rows in the global stream."""
+    digest_sum: np.ndarray
+    """(4,) int64: of this rank's rows."""
+    source_tokens: dict[str, int]
+    source_epochs: dict[str, int]
+    flops: float
+    wait_seconds: float
+    stop_signal: int | None
+    """A signal this rank was sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A whole step, the same on every rank."""
+
+    loss: float
+    """Mean over the masked tokens of the global batch; NaN if there were none."""
+    grad_norm: float
+    masked_tokens: int
+    tokens: int
+    slots: int
+    documents: int
+    rows: np.ndarray
+    """(R,) int64, sorted."""
+    digest: str
+    """Hexadecimal sha256 of the global batch, whatever the number of ranks."""
+    source_tokens: dict[str, int]
+    source_epochs: dict[str, int]
+    flops: float
+    wait_seconds: float
+    """Of the rank that waited longest."""
+    stop_signal: int | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers that may touch the weights."""
+        return math.isfinite(self.grad_norm) and (
+            math.isfinite(self.loss) or self.masked_tokens == 0
+        )
+
+
+def share_of(
+    batch: RankBatch,
+    *,
+    loss_sum: float,
+    grad_norm: float,
+    flops: float,
+    stop_signal: int | None,
+) -> Share:
+    """This rank's part of a step."""
+    microbatches = batch.microbatches
+    return Share(
+        loss_sum=loss_sum,
+        grad_norm=grad_norm,
+        masked_tokens=batch.masked_tokens,
+        tokens=batch.tokens,
+        slots=sum(m.input_ids.numel() for m in microbatches),
+        documents=batch.documents,
+        rows=torch.cat([m.rows for m in microbatches]).numpy(),
+        digest_sum=digest_sum(batch.row_digests.numpy()),
+        source_tokens=batch.source_tokens,
+        source_epochs=batch.source_epochs,
+        flops=flops,
+        wait_seconds=batch.wait_seconds,
+        stop_signal=stop_signal,
+    )
+
+
+def whole(shares: Sequence[Share]) -> Step:
+    """Put the ranks' parts together."""
+    masked = sum(share.masked_tokens for share in shares)
+    loss_sum = math.fsum(share.loss_sum for share in shares) if _all_finite(shares) else math.nan
+    rows = np.concatenate([share.rows for share in shares])
+    return Step(
+        loss=loss_sum / masked if masked else math.nan,
+        grad_norm=max((share.grad_norm for share in shares), key=_nan_last),
+        masked_tokens=masked,
+        tokens=sum(share.tokens for share in shares),
+        slots=sum(share.slots for share in shares),
+        documents=sum(share.documents for share in shares),
+        rows=np.sort(rows),
+        digest=batch_digest(digest_sum(np.stack([share.digest_sum for share in shares]))),
+        source_tokens=_merged(sum, [share.source_tokens for share in shares]),
+        source_epochs=_merged(max, [share.source_epochs for share in shares]),
+        flops=math.fsum(share.flops for share in shares),
+        wait_seconds=max(share.wait_seconds for share in shares),
+        stop_signal=next((s.stop_signal for s in shares if s.stop_signal is not None), None),
+    )
+
+
+def _all_finite(shares: Sequence[Share]) -> bool:
+    return all(math.isfinite(share.loss_sum) for share in shares)
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _merged(how: Any, parts: Sequence[dict[str, int]]) -> dict[str, int]:
+    names = sorted({name for part in parts for name in part})
+    return {name: how([part[name] for part in parts if name in part]) for name in names}
