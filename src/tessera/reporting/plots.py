@@ -1,0 +1,203 @@
+"""Tables to figures. Reads no files.
+
+Every `*_figure` takes the phases of a chain and gives a figure, or None if nothing was recorded
+to draw. Draw them through `tessera.reporting.canvas.render`, which sets the style.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tessera.reporting.canvas import (
+    HUES,
+    MUTED,
+    THEME,
+    TRAIN,
+    WIDE_INCHES,
+    Canvas,
+    blank,
+    finish,
+    linear_scale,
+    log_scale,
+    short_number,
+)
+from tessera.reporting.phase import Evaluation, Phase, source_names
+
+SMOOTHED_SHARE = 0.02
+"""A smoothed curve is the running mean over this share of a phase's steps."""
+
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
+_MOST_POINTS = 500
+_MOST_MARKERS = 30
+
+
+def loss_figure(phases: Sequence[Phase], inches: float = WIDE_INCHES) -> Figure | None:
+    """Training loss, raw and smoothed, with the validation loss of every source."""
+    canvas = blank(phases, "nats per masked token, log scale", inches, 2.6 + 0.18 * inches)
+    end = _noisy(canvas, lambda phase: _positive(phase.column("loss")))
+    ends = _sources(canvas, lambda evaluation: evaluation.loss)
+    if end is not None:
+        ends.append(("training", end, TRAIN))
+    if not ends:
+        return None
+    log_scale(canvas.axes)
+    return finish(canvas, ends)
+
+
+def accuracy_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The share of masked validation tokens that are guessed, per source."""
+    canvas = blank(phases, "of masked tokens")
+    ends = _sources(canvas, lambda evaluation: evaluation.accuracy)
+    if not ends:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{100 * value:.3g}%", from_zero=False)
+    return finish(canvas, ends)
+
+
+def learning_rate_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The learning rate each step used."""
+    canvas = blank(phases, "learning rate")
+    if not _exact(canvas, "lr"):
+        return None
+    linear_scale(canvas.axes, lambda value: f"{value:.3g}")
+    return finish(canvas)
+
+
+def batch_figure(phases: Sequence[Phase]) -> Figure | None:
+    """Rows of the global batch."""
+    canvas = blank(phases, "rows per step")
+    if not _exact(canvas, "rows", drawstyle="steps-pre"):
+        return None
+    linear_scale(canvas.axes, short_number)
+    return finish(canvas)
+
+
+def masking_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The share of tokens that training predicts, if it is meant to move."""
+    if len({rate for phase in phases for rate in phase.masking_rates()}) < 2:
+        return None
+    canvas = blank(phases, "of all tokens")
+    if _noisy(canvas, lambda phase: phase.column("mask_rate")) is None:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{100 * value:.3g}%")
+    return finish(canvas)
+
+
+def gradient_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The norm of the gradient over all parameters."""
+    canvas = blank(phases, "over all parameters, log scale")
+    if _noisy(canvas, lambda phase: _positive(phase.column("grad_norm"))) is None:
+        return None
+    log_scale(canvas.axes)
+    return finish(canvas)
+
+
+def speed_figure(phases: Sequence[Phase]) -> Figure | None:
+    """Real tokens per second of step time."""
+    canvas = blank(phases, "real tokens per second")
+    if _noisy(canvas, lambda phase: phase.column("tokens_per_second")) is None:
+        return None
+    linear_scale(canvas.axes, short_number)
+    return finish(canvas)
+
+
+def wait_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The share of each step's time spent waiting for the loader, against the 1% aimed at."""
+    canvas = blank(phases, "of step time")
+    if _noisy(canvas, wait_shares) is None:
+        return None
+    shares = np.concatenate([wait_shares(phase) for phase in phases])
+    usual = float(np.quantile(shares[np.isfinite(shares)], 0.99))
+    linear_scale(canvas.axes, lambda value: f"{100 * value:.3g}%")
+    canvas.axes.set_ylim(0, max(0.014, 1.15 * usual))
+    canvas.axes.axhline(0.01, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    return finish(canvas)
+
+
+def wait_shares(phase: Phase) -> np.ndarray:
+    """(steps,) loader wait over step time."""
+    return phase.column("loader_wait_seconds") / _positive(phase.column("step_seconds"))
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean over `window` values around each, or as many of them as there are at the ends."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    middle = np.arange(values.size)
+    first = np.maximum(middle - (window - 1) // 2, 0)
+    last = np.minimum(middle + window // 2 + 1, values.size)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _noisy(canvas: Canvas, values: Callable[[Phase], np.ndarray]) -> float | None:
+    """Raw values, pale, and their running mean over them; gives where the mean ends."""
+    end = None
+    for index, phase in enumerate(canvas.phases):
+        places, raw = _known(canvas.places(index, phase.column("tokens")), values(phase))
+        if not raw.size:
+            continue
+        if raw.size > 3 * _MOST_POINTS:
+            cuts = np.arange(_MOST_POINTS) * raw.size // _MOST_POINTS
+            low, high = np.minimum.reduceat(raw, cuts), np.maximum.reduceat(raw, cuts)
+            canvas.axes.fill_between(places[cuts], low, high, color=TRAIN, alpha=0.25, lw=0)
+        else:
+            canvas.axes.plot(places, raw, color=TRAIN, alpha=0.35, linewidth=0.6)
+        smooth = running_mean(raw, max(1, round(SMOOTHED_SHARE * raw.size)))
+        shown = _thinned(smooth.size)
+        canvas.axes.plot(places[shown], smooth[shown], color=TRAIN, linewidth=1.6)
+        end = float(smooth[-1])
+    return end
+
+
+def _exact(canvas: Canvas, name: str, **style: Any) -> bool:
+    """Values as they are, without smoothing; False if there are none."""
+    drawn = False
+    for index, phase in enumerate(canvas.phases):
+        places, values = _known(canvas.places(index, phase.column("tokens")), phase.column(name))
+        if not values.size:
+            continue
+        moves = np.diff(values) != 0
+        shown = np.flatnonzero(np.append(True, moves) | np.append(moves, True))
+        shown = shown if shown.size <= _MOST_POINTS else _thinned(values.size)
+        canvas.axes.plot(places[shown], values[shown], color=TRAIN, linewidth=1.6, **style)
+        drawn = True
+    return drawn
+
+
+def _sources(
+    canvas: Canvas, scores: Callable[[Evaluation], dict[str, float]]
+) -> list[tuple[str, float, str]]:
+    """A curve a source, broken where a phase ends; gives name, last value and colour of each."""
+    ends = []
+    for number, name in enumerate(source_names(canvas.phases)):
+        color = THEME[f"source-{number % HUES}"][0]
+        dashes = _DASHES[number // HUES % len(_DASHES)]
+        end = None
+        for index, phase in enumerate(canvas.phases):
+            tokens = np.array([evaluation.tokens for evaluation in phase.evaluations])
+            values = np.array([scores(e).get(name, np.nan) for e in phase.evaluations])
+            places, values = _known(canvas.places(index, tokens), values)
+            if values.size:
+                marker = "o" if values.size <= _MOST_MARKERS else None
+                canvas.axes.plot(
+                    places, values, color=color, linestyle=dashes, linewidth=1.5, marker=marker,
+                    markersize=3.2, markeredgewidth=0, clip_on=False,
+                )  # fmt: skip
+                end = float(values[-1])
+        if end is not None:
+            ends.append((name, end, color))
+    return ends
+
+
+def _known(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    known = np.isfinite(values)
+    return places[known], values[known]
+
+
+def _thinned(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, _MOST_POINTS).round().astype(int))
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)

@@ -1,0 +1,255 @@
+"""One self-contained page about a chain of phases, and the table the terminal shows of it."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from tessera.reporting import plots, summary
+from tessera.reporting.canvas import (
+    HUES,
+    NARROW_INCHES,
+    THEME,
+    WIDE_INCHES,
+    phase_edges,
+    render,
+    short_number,
+)
+from tessera.reporting.metrics import read_chain
+from tessera.reporting.phase import Phase, source_names
+
+_STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; LIGHT }
+@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2126; DARK } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.6rem 1.1rem 4rem; }
+h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 .7rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.4rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 0; }
+p { margin: 0 0 .4rem; max-width: 44rem; }
+.caption, .note { color: var(--muted); font-size: .86rem; line-height: 1.45; }
+.note { border-left: 3px solid var(--source-1); padding-left: .7rem; }
+.lead { display: grid; gap: .6rem 3rem; align-items: start; }
+.scroll { overflow-x: auto; margin: .7rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
+th, td { padding: .3rem .5rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+thead th { color: var(--muted); font-weight: 500; }
+thead { border-bottom: 1px solid var(--muted); }
+tbody th { font-weight: 400; }
+th { white-space: normal; overflow-wrap: anywhere; min-width: 3.2rem; }
+tbody th { min-width: 5.6rem; }
+tbody tr + tr:not(.inner) > * { border-top: 1px solid var(--grid); }
+tr.inner > * { padding-top: 0; }
+tr.inner > th { padding-left: 1rem; }
+figure { margin: 0; min-width: 0; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+.wide { display: none; }
+.grid { display: grid; gap: 2rem 2.2rem; margin-top: 2.2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.bar { position: relative; height: .85rem; min-width: 5.5rem; background: var(--card); }
+.bar > i { position: absolute; inset: 0 auto 0 0; }
+.bar > b { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--ink); }
+.mixture { width: 100%; max-width: 46rem; }
+.mixture td:nth-child(2) { width: 45%; }
+details { border-top: 1px solid var(--grid); }
+summary { cursor: pointer; padding: .55rem 0; }
+pre { margin: 0 0 1rem; padding: .9rem 1rem; overflow-x: auto; background: var(--card);
+  font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media (min-width: 46rem) { .wide { display: block; } .narrow { display: none; } }
+@media (min-width: 60rem) { .lead { grid-template-columns: minmax(18rem, 1fr) auto; } }
+"""
+
+
+def write_report(run_folders: Sequence[str | Path], out_path: str | Path) -> None:
+    """Write one HTML file, which needs no other, about the run folders of a chain in order.
+
+    Same run folders, same bytes.
+
+    Raises:
+        ValueError: naming the folder, file or line that cannot be read or written.
+    """
+    phases = read_chain(run_folders)
+    out = Path(out_path)
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; name the file to write, such as {out}/report.html")
+    parents = {Path(folder).resolve().parent.name for folder in run_folders}
+    page = _page(parents.pop() if len(parents) == 1 else "", phases)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+
+
+def summary_table(run_folders: Sequence[str | Path]) -> str:
+    """The summary as plain text: a column a phase, with the validation loss at its end per source.
+
+    Raises:
+        ValueError: naming the folder, file or line that cannot be read.
+    """
+    return summary.as_text(read_chain(run_folders))
+
+
+def _page(project: str, phases: Sequence[Phase]) -> str:
+    names = " \u2192 ".join(phase.name for phase in phases)
+    title = escape(names if project in {"", "runs"} else f"{project}: {names}")
+    said = [f"<p>{escape(sentence)}</p>" for sentence in summary.sentences(phases)]
+    said += [f'<p class="note">{escape(note)}</p>' for note in summary.notes(phases)]
+    body = [
+        f"<h1>{title}</h1>",
+        f'<div class="lead"><div>{"".join(said)}</div>\n{_summary(phases)}</div>',
+        _loss(phases),
+        _curves(phases),
+        _mixture(phases),
+        _settings(phases),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _style() -> str:
+    light, dark = (
+        " ".join(f"--{name}: {colors[shade]};" for name, colors in THEME.items())
+        for shade in (0, 1)
+    )
+    return _STYLE.replace("LIGHT", light).replace("DARK", dark)
+
+
+def _summary(phases: Sequence[Phase]) -> str:
+    head = "".join(f'<th scope="col">{escape(phase.name)}</th>' for phase in phases)
+    lines = ""
+    for label, cells in summary.rows(phases):
+        inner = ' class="inner"' if label.startswith(" ") else ""
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells or [""] * len(phases))
+        lines += f'<tr{inner}><th scope="row">{escape(label.strip())}</th>{values}</tr>\n'
+    return (
+        f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>\n'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _loss(phases: Sequence[Phase]) -> str:
+    wide = render("loss-wide", plots.loss_figure, phases, WIDE_INCHES)
+    narrow = render("loss-narrow", plots.loss_figure, phases, NARROW_INCHES)
+    if wide is None or narrow is None:
+        return ""
+    said = [
+        "Grey: the training loss of every step, pale, and its mean over "
+        f"{plots.SMOOTHED_SHARE:.0%} of a phase's steps.",
+        "Colours: validation loss, on texts and masks that never change.",
+        _masking(phases),
+    ]
+    if phase_edges(phases)[1]:
+        said.append("Short phases are drawn wider than their share of the tokens.")
+    return (
+        "<figure>\n<h2>Loss</h2>\n"
+        f'<div class="wide" role="img" aria-label="Loss over tokens">{wide}</div>\n'
+        f'<div class="narrow" role="img" aria-label="Loss over tokens">{narrow}</div>\n'
+        f'<figcaption class="caption">{escape(" ".join(filter(None, said)))}</figcaption>\n'
+        "</figure>"
+    )
+
+
+def _masking(phases: Sequence[Phase]) -> str:
+    """Why training and validation loss are not at the same height, if they are not."""
+    trained = {rate for phase in phases for rate in phase.masking_rates()}
+    validated = {phase.setting("evaluation", "masking_rate") for phase in phases} - {None}
+    if not trained or not validated or trained == validated:
+        return ""
+    spans = [f"{100 * rate:.3g}%" for rate in sorted({min(trained), max(trained)})]
+    rates = summary.listed([f"{100 * float(rate):.3g}%" for rate in sorted(validated)])
+    return (
+        f"Training predicts {' to '.join(spans)} of the tokens and validation {rates}, "
+        "so they do not lie at the same height."
+    )
+
+
+def _curves(phases: Sequence[Phase]) -> str:
+    smoothed = f"Pale: every step. Line: mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps."
+    figures = [
+        ("Validation accuracy", plots.accuracy_figure, "How many masked tokens the model guesses."),
+        ("Learning rate", plots.learning_rate_figure, "As every step used it."),
+        ("Batch size", plots.batch_figure, _row_lengths(phases)),
+        ("Masking rate", plots.masking_figure, f"The share that is predicted. {smoothed}"),
+        ("Gradient norm", plots.gradient_figure, smoothed),
+        ("Speed", plots.speed_figure, smoothed),
+        ("Waiting for data", plots.wait_figure, f"{smoothed} {_waits(phases)}"),
+    ]
+    parts = []
+    for title, draw, caption in figures:
+        drawing = render(title, draw, phases)
+        if drawing is not None:
+            parts.append(
+                f'<figure>\n<h3>{title}</h3>\n<div role="img" aria-label="{title} over tokens">'
+                f'{drawing}</div>\n<figcaption class="caption">{escape(caption)}</figcaption>\n'
+                "</figure>"
+            )
+    return '<div class="grid">\n' + "\n".join(parts) + "\n</div>" if parts else ""
+
+
+def _row_lengths(phases: Sequence[Phase]) -> str:
+    lengths = {phase.name: phase.setting("train_data", "row_tokens") for phase in phases}
+    known = {name: length for name, length in lengths.items() if isinstance(length, int)}
+    if len(set(known.values())) <= 1:
+        return "".join(f"A row has {length:,} token slots." for length in set(known.values()))
+    each = summary.listed([f"{length:,} in {name}" for name, length in known.items()])
+    return f"Token slots of a row: {each}."
+
+
+def _waits(phases: Sequence[Phase]) -> str:
+    shares = np.concatenate([plots.wait_shares(phase) for phase in phases])
+    shares = shares[np.isfinite(shares)]
+    most = f" The longest wait took {shares.max():.0%} of its step." if shares.size else ""
+    return f"Dashed: the 1% it should stay below.{most}"
+
+
+def _mixture(phases: Sequence[Phase]) -> str:
+    names = source_names(phases)
+    parts = []
+    for phase in phases:
+        tokens, wanted, epochs = phase.source_tokens(), phase.wanted_shares(), phase.source_epochs()
+        total = math.fsum(tokens.values())
+        if not total > 0:
+            continue
+        lines = []
+        for number, name in enumerate(names):
+            share, aim = tokens.get(name, 0.0) / total, wanted.get(name)
+            if not share and not aim:
+                continue
+            mark = f'<b style="left:{100 * aim:.2f}%"></b>' if aim is not None else ""
+            cells = [
+                f'<div class="bar"><i style="width:{100 * share:.2f}%; '
+                f'background:var(--source-{number % HUES})"></i>{mark}</div>',
+                f"{share:.2%}",
+                f"{aim:.2%}" if aim is not None else summary.NOTHING,
+                short_number(tokens.get(name, 0.0)),
+                str(epochs[name] + 1) if name in epochs else summary.NOTHING,
+            ]
+            row = "".join(f"<td>{cell}</td>" for cell in cells)
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')
+        parts.append(
+            f'<div class="scroll"><table class="mixture"><thead><tr><th>{escape(phase.name)}</th>'
+            "<td></td><th>share</th><th>wanted</th><th>tokens</th><th>epoch</th></tr></thead>\n"
+            f"<tbody>{''.join(lines)}</tbody></table></div>"
+        )
+    if not parts:
+        return ""
+    caption = "Bars: what was trained on. Marks: the share that the weights ask for."
+    return f'<h2>Sources</h2>\n<p class="caption">{caption}</p>\n' + "\n".join(parts)
+
+
+def _settings(phases: Sequence[Phase]) -> str:
+    parts = [
+        f"<details><summary>{escape(phase.name)}</summary>"
+        f"<pre>{escape(phase.config_text.strip())}</pre></details>"
+        for phase in phases
+        if phase.config_text.strip()
+    ]
+    return "<h2>Resolved configurations</h2>\n" + "\n".join(parts) if parts else ""
