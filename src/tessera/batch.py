@@ -86,8 +86,9 @@ class RankBatch:
     """The furthest epoch, from 0, that a lane of this rank has reached in each source."""
     wait_seconds: float
     """How long the step waited for this batch."""
-    state: dict[int, Any]
-    """Per lane of this rank, the state after its last row here: what a checkpoint must keep."""
+    state: Any
+    """This rank's share of the loader's state after this batch, a `tessera.data.state.LoaderState`:
+    what a checkpoint must keep, once `merge_states` has joined the shares of all ranks."""
 
     @property
     def tokens(self) -> int:

@@ -1,6 +1,8 @@
 """What is read, and how it is packed and masked: the YAML's data sections. Imports no torch."""
 
+import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from tessera.quantities import ByteSize, Duration
@@ -24,10 +26,12 @@ class SourceConfig:
     """Shards beyond this size are evicted, oldest first, if they can be fetched again."""
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight must not be negative; got {self.weight}")
+        found = []
+        if not 0 <= self.weight < inf:
+            found.append(f"weight must be a number, not negative; got {self.weight}")
         if self.cache_limit is not None and self.remote is None:
-            raise ValueError("cache_limit needs a remote: without one, nothing may be evicted")
+            found.append("cache_limit needs a remote: without one, nothing may be evicted")
+        _raise(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +48,31 @@ class MaskingConfig:
     """Mask all the tokens of a word together."""
 
     def __post_init__(self) -> None:
+        found = []
         for name in ("rate", "final_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} is a share of the tokens, in (0, 1); got {value}")
+                found.append(f"{name} is a share of the tokens, in (0, 1); got {value}")
         if (self.final_rate is None) != (self.over is None):
-            raise ValueError("final_rate and over go together: set both or neither")
-        if self.over is not None and self.over.unit != "tok":
-            raise ValueError(f"over is counted in tokens ('tok'); got '{self.over}'")
+            found.append("final_rate and over go together: set both or neither")
+        if self.over is not None and (self.over.unit != "tok" or self.over.value < 1):
+            found.append(f"over is counted in tokens, such as '1e9tok'; got '{self.over}'")
+        _raise(found)
+
+
+def row_ranges(texts: tuple[str, ...]) -> list[range]:
+    """Ranges of row numbers from texts such as '1200-1247' or '1300', ends included.
+
+    Raises:
+        ValueError: Naming the text that is neither.
+    """
+    found = []
+    for text in texts:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(text))
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f"expected a row number or a range such as '1200-1247'; got '{text}'")
+        found.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +91,7 @@ class DataConfig:
     canonical_nodes: int = 1
     """Groups of shards; a node reads only the groups of its lanes. Divides `lanes`."""
     waiting_pieces: int = 256
-    """Pieces from which a lane's packer chooses. More waste less padding, and delay pieces."""
+    """At least so many pieces wait in a packer. More waste less padding, and delay pieces."""
     block_documents: int = 262_144
     """Documents are shuffled inside blocks of whole shards of about this many documents."""
     shuffle: bool = True
@@ -80,32 +101,38 @@ class DataConfig:
     skip_rows: tuple[str, ...] = ()
     """Ranges of global row numbers left out of training, such as '1200-1247'."""
     on_bad_shard: Literal["stop", "skip"] = "stop"
+    """Whether a shard that cannot be read ends the run, or its documents are passed over."""
+    allow_changed: tuple[str, ...] = ()
+    """What may differ from the checkpoint that is resumed, by the keys its refusal names."""
     workers: int = 0
     """Processes per rank that read and pack ahead; 0 packs between steps. Divides lanes / ranks."""
     prefetch_rows: int = 16
     """Rows each worker prepares ahead."""
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources is empty: name at least one source of documents")
+        found = []
         if not any(source.weight > 0 for source in self.sources.values()):
-            raise ValueError("sources: every weight is 0, so there is nothing to read")
+            found.append("sources: at least one source of documents needs a weight above 0")
         if self.max_seq_len < 8:
-            raise ValueError(f"max_seq_len must be at least 8; got {self.max_seq_len}")
+            found.append(f"max_seq_len must be at least 8; got {self.max_seq_len}")
         if self.max_seq_len > self.row_tokens:
-            raise ValueError(
+            found.append(
                 f"max_seq_len {self.max_seq_len} is larger than row_tokens {self.row_tokens}: "
                 "raise row_tokens to a multiple of it"
             )
-        for name in ("lanes", "canonical_nodes", "waiting_pieces", "block_documents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.lanes % self.canonical_nodes:
-            raise ValueError(
+        least = {"lanes": 1, "canonical_nodes": 1, "waiting_pieces": 1, "block_documents": 1}
+        for name, limit in (least | {"workers": 0, "prefetch_rows": 1}).items():
+            if getattr(self, name) < limit:
+                found.append(f"{name} must be at least {limit}; got {getattr(self, name)}")
+        if min(self.lanes, self.canonical_nodes) > 0 and self.lanes % self.canonical_nodes:
+            found.append(
                 f"canonical_nodes {self.canonical_nodes} does not divide lanes {self.lanes}"
             )
-        if self.workers < 0 or self.prefetch_rows < 1:
-            raise ValueError("workers must not be negative, prefetch_rows at least 1")
+        try:
+            row_ranges(self.skip_rows)
+        except ValueError as error:
+            found.append(f"skip_rows: {error}")
+        _raise(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +145,13 @@ class BatchWarmupConfig:
     """Tokens after which the batch has its full size."""
 
     def __post_init__(self) -> None:
-        if self.initial_rows < 1 or self.increment_rows < 1:
-            raise ValueError("initial_rows and increment_rows must be at least 1")
+        found = []
+        for name in ("initial_rows", "increment_rows"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.over.unit != "tok":
-            raise ValueError(f"over is counted in tokens ('tok'); got '{self.over}'")
+            found.append(f"over is counted in tokens ('tok'); got '{self.over}'")
+        _raise(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +164,20 @@ class BatchConfig:
     warmup: BatchWarmupConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.microbatch_rows < 1:
-            raise ValueError("rows and microbatch_rows must be at least 1")
+        found = []
+        for name in ("rows", "microbatch_rows"):
+            if getattr(self, name) < 1:
+                found.append(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.warmup is not None:
             span = self.rows - self.warmup.initial_rows
             if span < 0 or span % self.warmup.increment_rows:
-                raise ValueError(
-                    f"rows {self.rows} is not reached from initial_rows "
+                found.append(
+                    f"rows {self.rows} is not reached from warmup.initial_rows "
                     f"{self.warmup.initial_rows} in steps of {self.warmup.increment_rows}"
                 )
+        _raise(found)
+
+
+def _raise(found: list[str]) -> None:
+    if found:
+        raise ValueError("\n".join(found))

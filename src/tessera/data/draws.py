@@ -1,0 +1,45 @@
+"""Random bits as functions of a key: the same on every machine, process and numpy version.
+
+Only raw output of the counter-based Philox4x64-10 generator (Salmon et al., 2011) is used, whose
+words are fixed by its definition; numpy's distributions may change from version to version.
+"""
+
+import hashlib
+
+import numpy as np
+
+_ROUNDS = 8
+_LEAST_BITS = 3  # below, the rounds of `permuted` reach some permutations more often than others
+
+
+def words(count: int, *key: object) -> np.ndarray:
+    """`count` uniform uint64, fixed by the key: any strings and integers that name the draw."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.Philox(key=np.frombuffer(digest[:16], "<u8")).random_raw(count)
+
+
+def permuted(positions: np.ndarray, size: int, *key: object) -> np.ndarray:
+    """Where a random permutation of `range(size)`, fixed by the key, sends these positions.
+
+    Costs no memory for the positions not asked for. Each round is a bijection of `b`-bit numbers,
+    `x -> x * odd + constant` and then `x -> x xor (x >> b/2)`; numbers that leave the range walk on
+    until they are back in it (cycle walking, Black and Rogaway, 2002, section 3).
+    """
+    bits = max(_LEAST_BITS, (size - 1).bit_length())
+    low, half = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
+    drawn = words(2 * _ROUNDS, *key)
+    factors, constants = drawn[:_ROUNDS] | np.uint64(1), drawn[_ROUNDS:]
+
+    image = np.empty(len(positions), np.uint64)
+    walking = np.arange(len(positions))
+    x = positions.astype(np.uint64)
+    while len(walking):
+        for factor, constant in zip(factors, constants, strict=True):
+            x *= factor
+            x += constant
+            x &= low
+            x ^= x >> half
+        inside = x < size
+        image[walking[inside]] = x[inside]
+        walking, x = walking[~inside], x[~inside]
+    return image.astype(np.int64)

@@ -1,0 +1,181 @@
+"""Global batches of packed, masked rows for one rank, with the state to continue after each."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import torch
+
+from tessera.batch import PackedBatch, RankBatch
+from tessera.data.batch_size import BatchPlan, check_world_size
+from tessera.data.batches import Shapes, packed_batch
+from tessera.data.config import BatchConfig, DataConfig
+from tessera.data.masking import rate_for_shapes
+from tessera.data.production import Recipe, make_rows
+from tessera.data.rows import Row, RowFormat
+from tessera.data.sources import (
+    OpenSource,
+    check_tokenizer,
+    framing,
+    open_readers,
+    open_source,
+    vocabulary,
+)
+from tessera.data.state import (
+    LoaderState,
+    check_fingerprint,
+    continued,
+    fingerprint,
+    merge_states,
+)
+from tessera.data.tokenizer import Tokenizer
+from tessera.data.workers import worker_rows
+
+__all__ = ["Loader", "LoaderState", "merge_states"]
+
+
+class Loader:
+    """The global batches of a phase, as one rank sees them, from a state on, for ever.
+
+    Rank d hosts the lanes k with `k % world_size == d`; every global batch takes as many rows from
+    each rank. Which rows a global batch holds depends on neither ranks, workers nor microbatches.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        batch: BatchConfig,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        state: LoaderState | None = None,
+        open_source: OpenSource = open_source,
+    ) -> None:
+        """Open the sources and find the place to continue from.
+
+        Args:
+            config: What to read.
+            batch: How many rows a step takes.
+            tokenizer: The one that made the shards.
+            vocab_size: Rows of the model's embedding.
+            seed: The run's; `config.seed` goes first.
+            rank: This rank's number for data: see `tessera.data.batch_size.data_rank`.
+            world_size: Number of ranks.
+            state: All ranks' state to continue from, or None to begin.
+            open_source: How sources are opened; a function that workers can import.
+
+        Raises:
+            ValueError: If ranks or workers cannot share the rows equally, a source cannot be
+                opened, or the state belongs to other data.
+        """
+        check_world_size(batch, lanes=config.lanes, workers=config.workers, world_size=world_size)
+        self._config, self._batch, self._open_source = config, batch, open_source
+        self._rank, self._world_size = rank, world_size
+        self.plan = BatchPlan.of(batch, config.row_tokens)
+        self._readers = open_readers(config, vocab_size, open_source)
+        for reader in self._readers:
+            check_tokenizer(reader.name, reader.documents, tokenizer)
+        self.sources = tuple(reader.name for reader in self._readers)
+        seed = seed if config.seed is None else config.seed
+        self._recipe = Recipe(
+            config=config,
+            seed=seed,
+            framing=framing(config, tokenizer),
+            form=RowFormat(
+                row_tokens=config.row_tokens,
+                max_seq_len=config.max_seq_len,
+                pad_id=tokenizer.pad_id,
+                vocab_size=vocab_size,
+                vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
+            ),
+        )
+        self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
+        lanes = range(rank, config.lanes, world_size)
+        if state is None:
+            first = {lane: self._recipe.first_state(lane) for lane in lanes}
+            self._start = LoaderState(self.fingerprint, 0, 0, self.sources, first)
+        else:
+            check_fingerprint(state.fingerprint, self.fingerprint, config.allow_changed)
+            state = continued(state, self.fingerprint, self.sources, self._recipe.first_state)
+            self._start = replace(state, lanes={lane: state.lanes[lane] for lane in lanes})
+
+    def __iter__(self) -> Iterator[RankBatch]:
+        """The batches from the state given at the beginning."""
+        shapes = Shapes(self._config.row_tokens, self._config.max_seq_len)
+        lanes = dict(self._start.lanes)
+        epochs: dict[int, tuple[int, ...]] = {}
+        steps = self.steps()
+
+        def by_source(
+            join: Callable[[Iterable[int]], int], counts: Iterable[tuple[int, ...]]
+        ) -> dict[str, int]:
+            return dict(zip(self.sources, map(join, zip(*counts, strict=True)), strict=True))
+
+        while True:
+            begin = time.perf_counter()
+            step, rows_before, global_rows, rows = next(steps)
+            lanes |= {row.lane: row.state for row in rows}
+            epochs |= {row.lane: row.source_epochs for row in rows}
+            after = LoaderState(
+                self.fingerprint, step + 1, rows_before + global_rows, self.sources, dict(lanes)
+            )
+            microbatches = self._microbatches(rows, shapes)
+            yield RankBatch(
+                step=step,
+                microbatches=microbatches,
+                global_rows=global_rows,
+                row_digests=torch.from_numpy(np.stack([row.digest for row in rows])),
+                source_tokens=by_source(sum, (row.source_tokens for row in rows)),
+                source_epochs=by_source(max, epochs.values()),
+                wait_seconds=time.perf_counter() - begin,
+                state=after,
+            )
+
+    def steps(self) -> Iterator[tuple[int, int, int, list[Row]]]:
+        """The same without tensors.
+
+        Yields:
+            The step; the rows of all global batches before it; the rows of its global batch; those
+            that are this rank's.
+        """
+        start, world_size = self._start, self._world_size
+        first_slot = start.rows + (self._rank - start.rows) % world_size
+        if self._config.workers:
+            rows = worker_rows(
+                self._recipe,
+                self._open_source,
+                start.lanes,
+                first_slot=first_slot,
+                stride=world_size,
+            )
+        else:
+            slots = count(first_slot, world_size)
+            rows = make_rows(self._recipe, self._readers, start.lanes, slots)
+        rows_before = start.rows
+        for step in count(start.step):
+            global_rows = self.plan.rows_at(rows_before)
+            mine = [next(rows) for _ in range(global_rows // world_size)]
+            yield step, rows_before, global_rows, mine
+            rows_before += global_rows
+
+    def state_after(self, batch: RankBatch) -> LoaderState:
+        """This rank's share of the state after a batch; `merge_states` joins those of all ranks."""
+        return batch.state
+
+    def close(self) -> None:
+        """Let go of the sources' files and threads."""
+        for reader in self._readers:
+            reader.documents.close()
+
+    def _microbatches(self, rows: Sequence[Row], shapes: Shapes) -> list[PackedBatch]:
+        masking, size = self._config.masking, self._batch.microbatch_rows
+        rate = rate_for_shapes(masking, rows[0].number, self._config.row_tokens)
+        return [
+            packed_batch(rows[first : first + size], shapes, rate)
+            for first in range(0, len(rows), size)
+        ]

@@ -1,0 +1,130 @@
+"""Opening the sources of a run, and dealing their documents out to lanes."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tessera.data.config import DataConfig, SourceConfig
+from tessera.data.masking import Vocabulary
+from tessera.data.order import Order, group_spans
+from tessera.data.pieces import Framing
+from tessera.data.shards import token_dtype
+from tessera.data.source import Source
+from tessera.data.streams import Documents, Reader, Stream
+from tessera.data.tokenizer import Tokenizer
+
+OpenSource = Callable[[str, SourceConfig, str, int], Documents]
+"""(name, source, split, vocab_size) -> the opened source."""
+
+
+def open_source(name: str, source: SourceConfig, split: str, vocab_size: int) -> Documents:
+    """Open one split of one source."""
+    limit = source.cache_limit
+    return Source(
+        name,
+        Path(source.local),
+        remote=source.remote,
+        split=split,
+        cache_limit_bytes=None if limit is None else limit.value,
+        vocab_size=vocab_size,
+    )
+
+
+def open_readers(config: DataConfig, vocab_size: int, opener: OpenSource) -> list[Reader]:
+    """Open the training split of every source with a weight.
+
+    Raises:
+        ValueError: If a source is missing or empty.
+    """
+    readers = []
+    for name, source in config.sources.items():
+        if source.weight > 0:
+            documents = opener(name, source, source.split, vocab_size)
+            skip_bad = config.on_bad_shard == "skip"
+            readers.append(Reader(name, documents, skip_bad=skip_bad))
+    return readers
+
+
+def check_tokenizer(name: str, documents: Documents, tokenizer: Tokenizer) -> None:
+    """Refuse shards that another tokenizer made; those that do not say are taken on trust."""
+    made_with = documents.tokenizer_fingerprint
+    if made_with not in (None, tokenizer.fingerprint):
+        raise ValueError(
+            f"source '{name}' was prepared with another tokenizer ({made_with}) than this run's "
+            f"({tokenizer.fingerprint}): its token ids would mean other tokens; set `tokenizer` to "
+            "the one beside the shards, or prepare the source again"
+        )
+
+
+def framing(config: DataConfig, tokenizer: Tokenizer) -> Framing:
+    """How documents become segments in this run."""
+    return Framing(
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        dtype=token_dtype(tokenizer.size),
+        max_seq_len=config.max_seq_len,
+        split=config.long_documents == "split",
+    )
+
+
+def vocabulary(tokenizer: Tokenizer, *, whole_words: bool) -> Vocabulary:
+    """The tables that masking needs.
+
+    Raises:
+        ValueError: If whole words are asked for and the tokenizer does not show where they begin.
+    """
+    dtype = token_dtype(tokenizer.size)
+    ordinary = np.zeros(np.iinfo(dtype).max + 1 if dtype.itemsize == 2 else tokenizer.size, bool)
+    ordinary[: tokenizer.size] = True
+    ordinary[tokenizer.special_ids] = False
+    word_starts = None
+    if whole_words:
+        if tokenizer.word_starts is None:
+            raise ValueError(
+                "train_data.masking.whole_words: this tokenizer's tokens do not show where a word "
+                "begins; set it to false"
+            )
+        word_starts = np.zeros(len(ordinary), bool)
+        word_starts[: tokenizer.size] = tokenizer.word_starts
+    replacements = np.flatnonzero(ordinary).astype(dtype)
+    return Vocabulary(tokenizer.mask_id, ordinary, replacements, word_starts)
+
+
+def block_documents(config: DataConfig, source: SourceConfig, documents: Documents) -> int:
+    """Documents of a block of this source: fewer if its cache could not hold a few such blocks."""
+    if source.cache_limit is None:
+        return config.block_documents
+    per_document = documents.shard_bytes.sum() / max(1, documents.samples.sum())
+    fitting = int(source.cache_limit.value / 4 / max(1.0, per_document))
+    return max(1, min(config.block_documents, fitting))
+
+
+def lane_streams(
+    config: DataConfig, readers: Sequence[Reader], seed: int
+) -> Callable[[int], list[Stream]]:
+    """The streams of any lane; lanes of one group share their orders."""
+
+    @cache
+    def order(number: int, group: int, groups: int) -> Order:
+        reader = readers[number]
+        samples, key = reader.documents.samples, ("order", seed, reader.name)
+        spans = group_spans(samples, group=group, groups=groups, shuffle=config.shuffle, key=key)
+        return Order(
+            spans,
+            block_documents=block_documents(config, config.sources[reader.name], reader.documents),
+            shuffle=config.shuffle,
+            key=(*key, group),
+        )
+
+    def streams(lane: int) -> list[Stream]:
+        found = []
+        for number, reader in enumerate(readers):
+            few = reader.documents.samples.sum() < config.canonical_nodes
+            groups = 1 if few else config.canonical_nodes
+            shared = order(number, lane % groups, groups)
+            found.append(Stream(number, reader, shared, lane // groups, config.lanes // groups))
+        return found
+
+    return streams
