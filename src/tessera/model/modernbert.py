@@ -265,7 +265,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given its matrix, it draws none: torch's draw on the meta device takes seconds to import.
+        unset = torch.empty(config.vocab_size, config.hidden_size)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=unset)
         self.norm = _norm(config)
 
     def forward(self, input_ids: Tensor) -> Tensor:
