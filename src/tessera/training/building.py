@@ -16,7 +16,6 @@ from composer.utils import dist
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.config import to_yaml
 from tessera.data.batch_size import data_rank
-from tessera.data.evaluation import evaluation_batches
 from tessera.data.loader import Loader, LoaderState
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.init import tile_weights
@@ -121,7 +120,6 @@ def build(config: RunConfig, held: Held | None) -> Run:
     )
     run.closing.append(run.trainer.close)
     _begin(run.trainer.state, run.trainer.logger, config, saved, changes, chosen)
-    stepping.last()
     if ranks.rank() == 0:
         text = to_yaml(config).encode()
         files.write_whole(Path(config.run_folder) / "config.yaml", lambda file: file.write(text))
@@ -149,8 +147,14 @@ def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
     tiles = config.initial_weights
     if tiles is not None:
         small = read_checkpoint(tiles.tile)
-        mode = "published" if tiles.mode == "published" else "aligned"
-        encoder.load_state_dict(tile_weights(small.weights, small.model_config, config.model, mode))
+        encoder.load_state_dict(
+            tile_weights(
+                small.weights,
+                small.model_config,
+                config.model,
+                "published" if tiles.mode == "published" else "aligned",
+            )
+        )
     if config.compute.activation_checkpointing:
         encoder.checkpoint_layers(True)
     return encoder
@@ -161,6 +165,15 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
     data = config.train_data
     if config.evaluation.sources is not None:
         data = replace(data, sources=config.evaluation.sources)
+    evaluated = [
+        name
+        for name, source in data.sources.items()
+        if source.validation_split is not None and source.weight > 0
+    ]
+    if not evaluated:
+        return {}
+    from tessera.data.evaluation import evaluation_batches
+
     return {
         name: partial(
             evaluation_batches,
@@ -174,8 +187,7 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
             rank=ranks.rank(),
             world_size=ranks.world_size(),
         )
-        for name, source in data.sources.items()
-        if source.validation_split is not None and source.weight > 0
+        for name in evaluated
     }
 
 

@@ -59,9 +59,6 @@ class RunRecord(Callback):
         }
         return {name: json.dumps(value) for name, value in record.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: `restore` has read the record before there was a loader to give it to."""
-
 
 @dataclass(eq=False)
 class Checkpoints(Callback):
@@ -108,6 +105,10 @@ class Checkpoints(Callback):
         Raises:
             OSError: it cannot be written, and `must`, or for the third time in a row.
         """
+        with self.stepping.pause():
+            self._save(state, pin=pin, must=must)
+
+    def _save(self, state: State, *, pin: bool, must: bool) -> None:
         contents = {"state": state.state_dict(), "rng": []}
         problem = None
         if ranks.rank() == 0:

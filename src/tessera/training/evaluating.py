@@ -43,7 +43,8 @@ class Evaluation(Callback):
         done = clock.done(duration.unit) >= duration.value
         self._before = {unit: clock.done(unit) for unit in self._before}
         if self.sources and (due or (done and self.config.at_end)):
-            record = self.evaluate(state)
+            with self.stepping.pause():
+                record = self.evaluate(state)
             if ranks.rank() == 0:
                 for sink in self.sinks:
                     sink(record)

@@ -33,20 +33,19 @@ class MaskedLanguageModel(ComposerModel):
         """Sum of the loss of each microbatch since `losses` was last emptied."""
 
     def forward(self, batch: PackedBatch) -> Any:
-        """The loss of a microbatch in training; in eval mode its `Scores`."""
+        """The loss of a microbatch in training; in eval mode its `scores`."""
         batch = batch.to(self.model.decoder.weight.device, non_blocking=True)
         if not self.training:
             return scores(self.model, batch)
         dropping = self.model.config.attention_output_dropout > 0
+        keys = dropout_keys(self.seed, batch.rows, batch.row_tokens) if dropping else None
         return self.model(
             batch.input_ids,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
             masked_positions=batch.masked_positions,
             masked_labels=batch.masked_labels,
-            dropout_keys=dropout_keys(self.seed, batch.rows, batch.row_tokens)
-            if dropping
-            else None,
+            dropout_keys=keys,
         )
 
     def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:

@@ -1,7 +1,8 @@
 """The callback around each optimizer step: its learning rate, its measure, its record."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ class Stepping(Callback):
         """Start the clock of the first step."""
         self._begin = time.perf_counter()
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what is done inside out of the steps' time."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
+
     def batch_start(self, state: State, logger: Logger) -> None:
         """Set the rate for the progress so far, exactly; Composer's schedulers lag a batch."""
         unit, total = self.config.duration.unit, self.config.duration.value
@@ -119,15 +127,12 @@ class Stepping(Callback):
         self.clock.tokens = int(state.timestamp.token)
         self.clock.documents = int(state.timestamp.sample)
         self.clock.rows += len(self.step.rows)
-        seconds = time.perf_counter() - self._begin
+        now = time.perf_counter()
+        seconds, self._begin = now - self._begin, now
         if ranks.rank() == 0:
             record = self._record(self.step, seconds)
             for sink in self.sinks:
                 sink(record)
-
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Start the clock of the next step, after what lies between steps; so come last."""
-        self._begin = time.perf_counter()
 
     def _record(self, step: Step, seconds: float) -> dict[str, Any]:
         group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])

@@ -1,0 +1,134 @@
+"""A corpus, a model and a run so small that whole trainings fit into tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import yaml
+
+from tessera.data.shard_writer import write_shards
+from tessera.data.tokenizer import load_tokenizer
+
+REPOSITORY = Path(__file__).parents[1]
+WORDS = 250
+SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+
+
+def make_corpus(folder: Path, *, documents: int = 240, seed: int = 0) -> Path:
+    """Two sources of documents whose next word is likely the one before plus a step; a tokenizer."""
+    make_tokenizer(folder / "tokenizer")
+    fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
+    for number, source in enumerate(("web", "code")):
+        for split, count in (("train", documents), ("validation", 24)):
+            rng = np.random.default_rng([seed, number, len(split)])
+            write_shards(
+                folder / source / split,
+                [(f"{source}-{split}-{i}", _document(rng, number + 1)) for i in range(count)],
+                vocab_size=WORDS + len(SPECIAL),
+                tokenizer_fingerprint=fingerprint,
+                shard_bytes=8192,
+            )
+    return folder
+
+
+def make_tokenizer(folder: Path, *, words: int = WORDS) -> None:
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *(f"w{i}" for i in range(words))])}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]")  # noqa: S106
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(SPECIAL)
+    folder.mkdir(parents=True)
+    backend.save(str(folder / "tokenizer.json"))
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+
+
+def _document(rng: np.random.Generator, step: int) -> np.ndarray:
+    length = int(rng.integers(3, 90))
+    steps = np.where(rng.random(length) < 0.9, step, rng.integers(0, WORDS, length))
+    return (len(SPECIAL) + (rng.integers(WORDS) + steps.cumsum()) % WORDS).astype(np.uint16)
+
+
+def settings(corpus: Path, run_folder: Path, **changes: object) -> dict:
+    """The YAML of a tiny phase as a dictionary; `changes` by dotted key with __ for the dot."""
+    plain: dict = {
+        "run_folder": str(run_folder),
+        "duration": "8_000tok",
+        "seed": 3,
+        "tokenizer": str(corpus / "tokenizer"),
+        "model": {
+            "vocab_size": 256,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "local_attention": 16,
+        },
+        "train_data": {
+            "sources": {
+                "web": {"local": str(corpus / "web"), "weight": 0.6},
+                "code": {"local": str(corpus / "code"), "weight": 0.4},
+            },
+            "max_seq_len": 64,
+            "row_tokens": 128,
+            "lanes": 4,
+            "waiting_pieces": 16,
+        },
+        "batch": {"rows": 4, "microbatch_rows": 2},
+        "optimizer": {"name": "stable_adamw", "lr": 0.01, "weight_decay": 1e-5},
+        "schedule": {"name": "warmup_stable_decay", "warmup": "1_500tok", "decay": "2_000tok"},
+        "evaluation": {"max_tokens": 1000},
+        "compute": {"threads": 1},
+        "logging": {"console_seconds": 0.0},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = plain
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return plain
+
+
+def write_yaml(path: Path, plain: dict) -> Path:
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def start(yaml_path: Path, *overrides: str, ranks: int | None = None) -> subprocess.Popen:
+    """`python main.py`, or under Composer's launcher if a number of ranks is given."""
+    command = [sys.executable]
+    if ranks is not None:
+        command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "WANDB_SILENT": "true",
+    }
+    return subprocess.Popen(
+        [*command, str(REPOSITORY / "main.py"), str(yaml_path), *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=yaml_path.parent,
+    )
+
+
+def metrics(run_folder: Path, kind: str = "step") -> list[dict]:
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+TIMED = ("step_seconds", "tokens_per_second", "mfu", "loader_wait_seconds")
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    """Records without what depends on how fast the machine is."""
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
