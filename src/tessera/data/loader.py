@@ -13,12 +13,14 @@ from tessera.data.batch_size import BatchPlan, check_world_size
 from tessera.data.batches import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
 from tessera.data.masking import rate_for_shapes
+from tessera.data.pieces import PieceId
 from tessera.data.production import Recipe, make_rows
 from tessera.data.rows import Row, RowFormat
 from tessera.data.sources import (
     OpenSource,
     check_tokenizer,
     framing,
+    lane_streams,
     open_readers,
     open_source,
     vocabulary,
@@ -94,6 +96,7 @@ class Loader:
                 vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
             ),
         )
+        self._streams = lane_streams(config, self._readers, seed)
         self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
         lanes = range(rank, config.lanes, world_size)
         if state is None:
@@ -155,7 +158,7 @@ class Loader:
             )
         else:
             slots = count(first_slot, world_size)
-            rows = make_rows(self._recipe, self._readers, start.lanes, slots)
+            rows = make_rows(self._recipe, self._streams, start.lanes, slots)
         rows_before = start.rows
         for step in count(start.step):
             global_rows = self.plan.rows_at(rows_before)
@@ -166,6 +169,16 @@ class Loader:
     def state_after(self, batch: RankBatch) -> LoaderState:
         """This rank's share of the state after a batch; `merge_states` joins those of all ranks."""
         return batch.state
+
+    def piece_names(self, row: Row) -> list[tuple[str, str, int]]:
+        """(source, document id, number of the piece) of each segment of a row from `steps`."""
+        streams = self._streams(row.lane)
+        names: dict[PieceId, str] = {}
+        for stream in streams:
+            pieces = [piece for piece in row.pieces if piece.source == stream.number]
+            ids = stream.document_ids([piece.document for piece in pieces])
+            names |= zip(pieces, ids, strict=True)
+        return [(self.sources[p.source], names[p], p.piece) for p in row.pieces]
 
     def close(self) -> None:
         """Let go of the sources' files and threads."""

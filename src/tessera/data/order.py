@@ -25,6 +25,11 @@ class Spans:
     """The first sample of each run within its shard."""
     counts: np.ndarray
 
+    @classmethod
+    def whole(cls, samples: np.ndarray) -> "Spans":
+        """All documents of shards with so many each."""
+        return cls(np.arange(len(samples)), np.zeros_like(samples), samples)
+
     def __len__(self) -> int:
         return len(self.shards)
 

@@ -1,6 +1,6 @@
 """The rows of some lanes, in one process: what the training process or a worker runs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tessera.data.config import DataConfig, row_ranges
@@ -9,8 +9,7 @@ from tessera.data.masking import rate_at
 from tessera.data.mixture import head_start, whole_shares
 from tessera.data.pieces import Framing
 from tessera.data.rows import Row, RowFormat, make_row
-from tessera.data.sources import lane_streams
-from tessera.data.streams import Cursor, Reader
+from tessera.data.streams import Cursor, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Recipe:
 
 def make_rows(
     recipe: Recipe,
-    readers: Sequence[Reader],
+    streams: Callable[[int], list[Stream]],
     states: dict[int, LaneState],
     slots: Iterable[int],
 ) -> Iterator[Row]:
@@ -47,13 +46,12 @@ def make_rows(
 
     Args:
         recipe: What to make.
-        readers: The opened sources.
+        streams: The streams of any lane.
         states: Where each lane stands.
         slots: Which lanes' turns it is.
     """
     lanes = recipe.config.lanes
-    streams = lane_streams(recipe.config, readers, recipe.seed)
-    making = {}
+    making: dict[int, Iterator[Row]] = {}
     for slot in slots:
         lane = slot % lanes
         if lane not in making:
@@ -61,7 +59,7 @@ def make_rows(
         yield next(making[lane])
 
 
-def _lane_rows(recipe: Recipe, lane: int, streams: list, state: LaneState) -> Iterator[Row]:
+def _lane_rows(recipe: Recipe, lane: int, streams: list[Stream], state: LaneState) -> Iterator[Row]:
     config = recipe.config
     skipped = row_ranges(config.skip_rows)
     packed = packed_rows(

@@ -119,7 +119,7 @@ def unknown_token(pieces: Sequence[Piece], streams: Sequence[Stream], vocab_size
     piece = next(piece for piece in pieces if int(piece.tokens.max()) >= vocab_size)
     stream = streams[piece.id.source]
     return (
-        f"source '{stream.name}', document '{stream.document_id(piece.id.document)}': "
+        f"source '{stream.name}', document '{stream.document_ids([piece.id.document])[0]}': "
         f"token id {piece.tokens.max()}, but the model's "
         f"vocab_size is {vocab_size}; the shards were made with another tokenizer, or are damaged: "
         "prepare the source again with this run's tokenizer"

@@ -109,10 +109,10 @@ class Stream(NamedTuple):
         last = max(0, cursor.document - (cursor.piece == 0))
         return self.order.epoch(self.offset + self.stride * last)
 
-    def document_id(self, document: int) -> str:
-        """The name under which the lane's n-th document was stored."""
-        shard, sample = self.order.locate(self.positions([document]))
-        return self.reader.documents.document_id(int(shard[0]), int(sample[0]))
+    def document_ids(self, documents: Sequence[int]) -> list[str]:
+        """The names under which the lane's n-th documents were stored."""
+        places = zip(*self.order.locate(self.positions(documents)), strict=True)
+        return [self.reader.documents.document_id(int(shard), int(n)) for shard, n in places]
 
 
 def source_pieces(

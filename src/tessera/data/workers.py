@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tessera.data.lane import LaneState
 from tessera.data.production import Recipe, make_rows
 from tessera.data.rows import Row
-from tessera.data.sources import OpenSource, open_readers
+from tessera.data.sources import OpenSource, lane_streams, open_readers
 
 _PR_SET_PDEATHSIG = 1
 
@@ -42,7 +42,8 @@ class _Rows(IterableDataset):
             readers = open_readers(
                 self.recipe.config, self.recipe.form.vocab_size, self.open_source
             )
-            for row in make_rows(self.recipe, readers, self.states, slots):
+            streams = lane_streams(self.recipe.config, readers, self.recipe.seed)
+            for row in make_rows(self.recipe, streams, self.states, slots):
                 yield replace(row, pieces=())
         except Exception as error:  # raised again in the training process
             if not isinstance(error, ValueError):
