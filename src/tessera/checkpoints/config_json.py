@@ -28,6 +28,10 @@ _FIXED = {
 """What this model always is; transformers' own defaults are the same."""
 
 
+LARGEST_SIZE = 2**28
+"""No size in a configuration is larger; the product of any two still counts in 64 bits."""
+
+
 def read_config(where: object, config: dict[str, Any]) -> ModelConfig:
     """Our configuration of a config.json, in the spelling of transformers 4 or 5.
 
@@ -80,6 +84,8 @@ def build_config(where: object, fields: dict[str, Any]) -> ModelConfig:
                 f"{where}: {key} should be {'a number' if wanted is float else wanted.__name__}; "
                 f"it is {str(value)[:40]!r}"
             )
+        if wanted is int and value > LARGEST_SIZE:
+            raise CheckpointError(f"{where}: {key} claims {value}, more than any model has")
         checked[key] = value
     try:
         return ModelConfig(**checked)

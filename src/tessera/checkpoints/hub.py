@@ -4,10 +4,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tessera.checkpoints.checkpoint import CheckpointError
+from tessera.checkpoints.safe_files import one_line
 
 PUSHED = "SHA256SUMS"
 """The digests of a revision; on the Hub with the same content, the revision is there whole."""
@@ -55,41 +57,42 @@ def push(
             except Exception as error:  # requests, httpx and the Hub have no base class in common
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 if attempt == attempts or status in _FINAL_STATUS:
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                     raise CheckpointError(
-                        f"{repository}: could not {what} ({reason}). {len(done)} of "
+                        f"{repository}: could not {what} ({one_line(error)}). {len(done)} of "
                         f"{len(revisions)} revisions are pushed; the same command continues"
                     ) from error
                 pause = first_pause_seconds * 2 ** (attempt - 1)
-                _log.warning("%s: %s failed, again in %.0f s: %s", repository, what, pause, error)
+                _log.warning("could not %s; again in %.0f s: %s", what, pause, one_line(error))
                 time.sleep(pause)
 
     persistently("create it", lambda: api.create_repo(repository, exist_ok=True))
     for name in revisions:
         folder = out / name
         if not _is_pushed(api, repository, name, folder):
-            persistently(
-                f"make the branch {name}",
-                lambda name=name: api.create_branch(repository, branch=name, exist_ok=True),
-            )
-            persistently(
-                f"push {name}",
-                lambda name=name, folder=folder: api.create_commit(
-                    repository, _additions(folder), commit_message=name, revision=name
-                ),
-            )
+            branch = partial(api.create_branch, repository, branch=name, exist_ok=True)
+            persistently(f"make the branch {name}", branch)
+            persistently(f"push {name}", partial(_commit, api, repository, folder, name))
         done.append(name)
         _log.info("%s: %s is pushed", repository, name)
     if revisions:
-        newest = [op for op in _additions(out / revisions[-1]) if op.path_in_repo != "README.md"]
-        index = [
-            huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=out / name)
-            for name in ("README.md", "index.json")
-        ]
-        persistently(
-            "push the index",
-            lambda: api.create_commit(repository, newest + index, commit_message="Index"),
-        )
+        newest = out / revisions[-1]
+        persistently("push the index", partial(_commit_index, api, repository, out, newest))
+
+
+def _commit(api: Any, repository: str, folder: Path, name: str) -> None:
+    api.create_commit(repository, _additions(folder), commit_message=name, revision=name)
+
+
+def _commit_index(api: Any, repository: str, out: Path, newest: Path) -> None:
+    """Put the newest model on `main`, under the index instead of its own card."""
+    from huggingface_hub import CommitOperationAdd
+
+    model = [op for op in _additions(newest) if op.path_in_repo not in {"README.md", PUSHED}]
+    index = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=out / name)
+        for name in ("README.md", "index.json")
+    ]
+    api.create_commit(repository, model + index, commit_message="Index of the revisions")
 
 
 def _additions(folder: Path) -> list[Any]:

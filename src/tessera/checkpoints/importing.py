@@ -8,6 +8,7 @@ from typing import Literal
 from tessera.checkpoints import composer_file
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
 from tessera.checkpoints.reader import read_checkpoint
+from tessera.checkpoints.safe_files import one_line
 from tessera.model.config import ModelConfig
 from tessera.model.init import TilingMode, tile_weights
 
@@ -99,6 +100,6 @@ def _download(repository: str) -> Path:
     except Exception as error:  # whatever the network or the Hub came up with
         raise CheckpointError(
             f"{repository}: no such file or folder here, and the Hugging Face Hub does not give "
-            f"it: {str(error).strip().splitlines()[0]}"
+            f"it: {one_line(error)}"
         ) from error
     return Path(folder)

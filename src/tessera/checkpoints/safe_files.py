@@ -153,24 +153,30 @@ def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
 
 def _globals_of(program: bytes) -> Iterable[str]:
     """Dotted names of everything a pickle would import, found without running it."""
-    strings: list[str] = []
-    memo: dict[int, str] = {}
+    strings = ["", ""]
+    top: str | None = None  # of the stack, if it is a string
+    memo: list[str | None] = []
+    argument: Any
     for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name == "MEMOIZE":
+            memo.append(top)
+            continue
+        if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT"}:
+            memo += [None] * (min(argument, len(program)) + 1 - len(memo))
+            memo[min(argument, len(program))] = top
+            continue
+        if opcode.name in {"GET", "BINGET", "LONG_BINGET"}:
+            top = memo[argument] if argument < len(memo) else None
+        else:
+            top = argument if isinstance(argument, str) else None
         if opcode.name in {"GLOBAL", "INST"}:
             yield str(argument).replace(" ", ".")
         elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:]) or "something unnamed"
+            yield ".".join(strings)
         elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
             yield f"the registered extension {argument}"
-        elif opcode.name in {"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"}:
-            if strings:
-                memo[len(memo) if argument is None else int(argument)] = strings[-1]
-        elif opcode.name in {"GET", "BINGET", "LONG_BINGET"}:
-            if argument in memo:
-                strings.append(memo[argument])
-        elif isinstance(argument, str):
-            strings.append(argument)
-        del strings[:-8]
+        elif top is not None:
+            strings = [strings[1], top]
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -184,7 +190,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: not a safetensors file, or a damaged one ({_first_line(error)})"
+            f"{path}: not a safetensors file, or a damaged one ({one_line(error)})"
         ) from error
 
 
@@ -199,7 +205,7 @@ def load_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: too large for what it should be")
         return parse_json(path, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def parse_json(where: object, text: object) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def parse_json(where: object, text: object) -> dict[str, Any]:
     try:
         parsed = json.loads(text)  # type: ignore[arg-type]
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{where}: not JSON ({_first_line(error)})") from error
+        raise CheckpointError(f"{where}: not JSON ({one_line(error)})") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{where}: expected a JSON object, not a {type(parsed).__name__}")
     return parsed
@@ -226,9 +232,10 @@ def sha256(path: Path) -> str:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be read; it is damaged, cut short, or not a checkpoint "
-        f"({type(error).__name__}: {_first_line(error)})"
+        f"({type(error).__name__}: {one_line(error)})"
     )
 
 
-def _first_line(error: Exception, most: int = 200) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+def one_line(error: Exception, most: int = 240) -> str:
+    """What an error says, as one line of a message of ours."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

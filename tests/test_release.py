@@ -1,0 +1,323 @@
+"""Every checkpoint of a run becomes a revision that others can use, continue and trust."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+import yaml
+from reference import fake_hub
+from reference import flexbert as reference
+
+from tessera.checkpoints import CheckpointError, composer_file, hub, load_model, read_checkpoint
+from tessera.checkpoints import release as releasing
+from tessera.checkpoints.card import revision_name, short_count
+from tessera.checkpoints.release import release
+
+RUN_CONFIG = {
+    "run_folder": "/secret/runs/phase1",
+    "duration": "2000000000tok",
+    "tokenizer": "/secret/tokenizer",
+    "optimizer": {"name": "stable_adamw", "lr": 8e-4, "betas": [0.9, 0.98]},
+    "schedule": {"name": "warmup_stable_decay", "warmup": "3000000tok", "decay": "0tok"},
+    "batch": {"rows": 8, "microbatch_rows": 1},
+    "logging": {"wandb": {"project": "p", "entity": "secret-team"}},
+    "train_data": {
+        "max_seq_len": 64,
+        "row_tokens": 256,
+        "masking": {"rate": 0.3},
+        "sources": {
+            "web": {"local": "/secret/web", "remote": "s3://secret/web", "weight": 3.0},
+            "code": {"local": "/secret/code", "remote": None, "weight": 1.0},
+        },
+    },
+}
+STEPS = {40: 950_000, 80: 1_900_000_000}
+
+
+def make_run(folder):
+    """A run folder with two checkpoints, `latest`, and evaluations in its metrics."""
+    base = read_checkpoint(reference.save(folder.parent / "base.pt"))
+    for step, tokens in STEPS.items():
+        weights = {name: tensor + step * 1e-4 for name, tensor in base.weights.items()}
+        weights["decoder.weight"] = weights["model.embeddings.tok_embeddings.weight"]
+        made = replace(
+            base,
+            weights=weights,
+            run_config=RUN_CONFIG,
+            progress={"steps": step, "tokens": tokens, "rows": 8 * step, "lr": 7e-4},
+            data={"fingerprint": "f", "lanes": [[step, 0, 3]]},
+            max_seq_len=64,
+        )
+        composer_file.write(made, folder / "checkpoints" / f"step{step:08d}.pt")
+    (folder / "checkpoints" / "latest").symlink_to("step00000080.pt")
+    records = [
+        {"kind": "step", "step": 1, "tokens": 5, "loss": 9.0},
+        {"kind": "evaluation", "step": 40, "tokens": 9, "sources": {"web": {"loss": 4.5}}},
+        {"kind": "evaluation", "step": 80, "tokens": 9, "sources": {"web": {"loss": 3.25}}},
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines + '{"kind": "st')
+    return folder
+
+
+FIRST, SECOND = "phase1-step000040-tokens950.0K", "phase1-step000080-tokens1.9B"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "phase1")
+
+
+@pytest.fixture(scope="module")
+def released(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("release") / "out"
+    assert release(run, out, license="apache-2.0") == out / "README.md"
+    return out
+
+
+def test_every_kept_checkpoint_is_a_revision(released):
+    folders = sorted(path.name for path in released.iterdir() if path.is_dir())
+    assert folders == [FIRST, SECOND]
+    entries = json.loads((released / "index.json").read_text())
+    assert [entry["revision"] for entry in entries] == [FIRST, SECOND]
+    assert [entry["tokens"] for entry in entries] == [950_000, 1_900_000_000]
+    assert [entry["validation_loss"] for entry in entries] == [{"web": 4.5}, {"web": 3.25}]
+    index = (released / "README.md").read_text()
+    assert FIRST in index and SECOND in index and "1,900,000,000" in index
+
+
+@pytest.mark.parametrize(("revision", "step"), [(FIRST, 40), (SECOND, 80)])
+def test_transformers_loads_a_revision_as_it_is(revision, step, released, run):
+    theirs = transformers.AutoModelForMaskedLM.from_pretrained(released / revision).eval()
+    ours = load_model(run / "checkpoints" / f"step{step:08d}.pt")
+    document = torch.arange(50) % 160
+    with torch.inference_mode():
+        expected = ours(document, cu_seqlens=torch.tensor([0, 50]).int()).logits
+        found = theirs(input_ids=document[None]).logits[0]
+    assert float((found - expected).abs().max()) <= 5e-5
+
+
+def test_a_revision_holds_all_that_training_continues_from(released, run):
+    original = read_checkpoint(run / "checkpoints" / "step00000080.pt")
+    found = read_checkpoint(released / SECOND)
+    assert found.kind == "release"
+    assert found.model_config == original.model_config
+    for name, tensor in original.weights.items():
+        assert torch.equal(found.weights[name], tensor), name
+    assert found.optimizer_name == "StableAdamW"
+    assert found.optimizer.keys() == original.optimizer.keys()
+    for name, moment in original.optimizer.items():
+        assert moment.keys() == found.optimizer[name].keys()
+        for kind, value in moment.items():
+            mine = found.optimizer[name][kind]
+            assert mine is value or torch.equal(mine, value), (name, kind)
+    assert found.hyperparameters == original.hyperparameters
+    assert found.data == original.data
+    assert found.learning_rate == 7e-4
+    assert found.progress["tokens"] == 1_900_000_000
+    assert found.max_seq_len == 64
+
+
+def test_nothing_in_a_revision_is_a_pickle_or_tells_a_place(released):
+    for path in (released / SECOND).rglob("*"):
+        if path.is_file():
+            assert path.suffix in {".json", ".safetensors", ".md", ""}, path
+            assert b"secret" not in path.read_bytes(), path
+
+
+def test_the_digests_cover_every_file(released):
+    folder = released / SECOND
+    sums = dict(
+        reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines()
+    )
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert set(sums) == files - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_card_says_what_its_reader_needs(released):
+    card = (released / SECOND / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "apache-2.0"
+    assert head["pipeline_tag"] == "fill-mask"
+    assert head["mask_token"] == "[MASK]"
+    for fact in (
+        "1,900,000,000 of 2000000000tok",
+        "warmup_stable_decay",
+        "stable_adamw",
+        "| web | 75.0 % |",
+        "| code | 25.0 % |",
+        "lr: 0.0007",
+        "| web | 3.25 |",
+        "transformers",
+        "[MASK]",
+    ):
+        assert fact in card, fact
+
+
+def test_a_restart_state_of_other_weights_is_refused(released, tmp_path):
+    shutil.copytree(released / SECOND, tmp_path / "mixed")
+    shutil.copy(released / FIRST / "model.safetensors", tmp_path / "mixed")
+    with pytest.raises(CheckpointError, match="other weights"):
+        read_checkpoint(tmp_path / "mixed")
+
+
+def test_a_release_that_was_interrupted_is_continued(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    verify, calls = releasing.verify, []
+
+    def verify_once(checkpoint, folder):
+        calls.append(folder)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return verify(checkpoint, folder)
+
+    monkeypatch.setattr(releasing, "verify", verify_once)
+    with pytest.raises(KeyboardInterrupt):
+        release(run, out)
+    assert [path.name for path in out.iterdir()] == [FIRST]
+    before = (out / FIRST / "model.safetensors").stat().st_ino
+    release(run, out)
+    assert len(calls) == 3, "the first revision was made again"
+    assert (out / FIRST / "model.safetensors").stat().st_ino == before
+    assert (out / SECOND / "SHA256SUMS").exists()
+    release(run, out)
+    assert len(calls) == 3
+
+
+def test_phases_share_one_release(run, released, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(released, out)
+    shutil.copytree(run, tmp_path / "phase2", symlinks=True)
+    path = tmp_path / "phase2" / "checkpoints" / "step00000080.pt"
+    changed = read_checkpoint(path)
+    path.unlink()
+    composer_file.write(replace(changed, progress={**changed.progress, "lr": 1e-4}), path)
+    (tmp_path / "phase2" / "checkpoints" / "step00000040.pt").unlink()
+    release(tmp_path / "phase2", out)
+    entries = json.loads((out / "index.json").read_text())
+    names = [FIRST, SECOND, SECOND.replace("phase1", "phase2")]
+    assert [entry["revision"] for entry in entries] == names
+
+
+def test_what_cannot_be_released_is_refused(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no run folder"):
+        release(tmp_path, tmp_path / "out")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        release(tmp_path / "empty", tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="other things"):
+        release(run, tmp_path / "mine")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"),
+    [
+        (950, "950"),
+        (12_340, "12.3K"),
+        (999_949, "999.9K"),
+        (999_990, "1.0M"),
+        (18_874_368_000, "18.9B"),
+        (1.719e12, "1.7T"),
+    ],
+)
+def test_counts_are_short(tokens, name):
+    assert short_count(tokens) == name
+
+
+def test_a_revisions_name_is_fit_for_a_branch():
+    name = revision_name("my run/phase 1~", {"steps": 4000, "tokens": 18_900_000_000})
+    assert name == "my-run-phase-1-step004000-tokens18.9B"
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_TOKEN", "hf_fake")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with fake_hub.running() as running:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", running.url)
+        yield running
+
+
+def folder_as_bytes(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_push_makes_a_branch_of_every_revision(run, released, fake):
+    release(run, released, push="org/name", license="apache-2.0")
+    branches = fake.branches["org/name"]
+    assert set(branches) == {"main", FIRST, SECOND}
+    for revision in (FIRST, SECOND):
+        assert branches[revision] == folder_as_bytes(released / revision)
+    main = branches["main"]
+    assert main["README.md"] == (released / "README.md").read_bytes()
+    assert main["model.safetensors"] == (released / SECOND / "model.safetensors").read_bytes()
+    assert b'"org/name"' in main["README.md"]
+
+
+def test_a_push_that_fails_says_how_far_it_came_and_continues(released, fake):
+    fake.failures["commit/" + SECOND] = [400]
+    with pytest.raises(CheckpointError, match=r"1 of 2 revisions are pushed.*continues") as caught:
+        hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
+    assert SECOND in str(caught.value)
+    assert fake.branches["org/name"][FIRST] == folder_as_bytes(released / FIRST)
+    uploaded = fake.uploaded_bytes
+
+    hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
+    assert [branch for branch, _ in fake.commits] == [FIRST, SECOND, "main"]
+    assert fake.branches["org/name"][SECOND] == folder_as_bytes(released / SECOND)
+    assert fake.uploaded_bytes == uploaded, "what the Hub had was uploaded again"
+
+
+@pytest.mark.parametrize("failure", [503, 0], ids=["an error of the server", "a cut connection"])
+def test_a_push_outlasts_failures_that_pass(failure, released, fake):
+    fake.failures["commit/" + FIRST] = [failure, failure]
+    fake.failures["repos/create"] = [failure]
+    hub.push(released, [FIRST], "org/name", first_pause_seconds=0.01)
+    assert fake.branches["org/name"][FIRST] == folder_as_bytes(released / FIRST)
+
+
+def test_a_push_without_permission_is_refused_at_once(released, fake):
+    fake.failures["repos/create"] = [403] * 2
+    with pytest.raises(CheckpointError, match="could not create it"):
+        hub.push(released, [FIRST], "org/name", first_pause_seconds=60)
+    assert fake.failures["repos/create"] == [403], "it was tried again"
+
+
+def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
+    hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
+    code = (
+        "from tessera.checkpoints.importing import import_checkpoint\n"
+        f"import_checkpoint('org/name@{FIRST}', 'out.pt')\n"
+    )
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": fake.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found, original = read_checkpoint(tmp_path / "out.pt"), read_checkpoint(released / FIRST)
+    assert torch.equal(found.weights["decoder.bias"], original.weights["decoder.bias"])
+    assert found.optimizer is not None
