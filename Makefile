@@ -21,6 +21,30 @@ $(FLOOR)/.installed: pyproject.toml
 	$(FLOOR)/bin/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
+# Real text found on this machine, a tokenizer, shards, three phases, a Hugging Face folder.
+# Every step picks up where it was: interrupt it, or run it again, and nothing is done twice.
+demo: setup
+	$(BIN)/python data_prep/harvest.py
+	$(BIN)/python data_prep/train_tokenizer.py
+	$(BIN)/python data_prep/tokenize.py
+	$(BIN)/composer main.py yamls/demo/phase1.yaml
+	$(BIN)/composer main.py yamls/demo/phase2.yaml
+	$(BIN)/composer main.py yamls/demo/phase3.yaml
+	$(BIN)/tessera export runs/demo/phase3 --out runs/demo/model
+	$(BIN)/tessera report runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 --out runs/demo/report.html
+	$(BIN)/tessera evaluate runs/demo/model --config yamls/demo/phase3.yaml \
+		--fill 'for index in [MASK](len(values)):' \
+		--fill 'import numpy as [MASK]' \
+		--fill 'Returns the [MASK] of the array along the given axis.' \
+		--fill 'If you want to install this package, use [MASK] install.'
+	@echo
+	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
+	@echo 'model        runs/demo/model'
+	@echo 'report       runs/demo/report.html'
+
+clean:
+	rm -rf data/demo runs/demo
+
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from tessera.config import ConfigError, mistake
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("tessera").setLevel(logging.INFO)
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:
@@ -69,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("run_folder")
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--push", metavar="ORG/NAME", help="also push to this Hugging Face repository")
-    sub.add_argument("--license", default="apache-2.0", help="named on the model card")
+    sub.add_argument("--license", metavar="ID", help="named on the model cards, such as apache-2.0")
 
     sub = command("merge", _merge, "The average of checkpoints of one architecture.")
     sub.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
@@ -151,7 +154,14 @@ def _merge(options: argparse.Namespace) -> int:
 def _batches(options: argparse.Namespace) -> int:
     from tessera.cli.batches import lines
 
-    for line in lines(options):
+    for line in lines(
+        options.config,
+        options.overrides,
+        start_from=options.start_from,
+        steps=options.steps,
+        world_size=options.world_size,
+        with_ids=options.ids,
+    ):
         print(line, flush=True)
     return 0
 
