@@ -35,7 +35,7 @@ _MOST_MARKERS = 30
 
 def loss_figure(phases: Sequence[Phase], inches: float = WIDE_INCHES) -> Figure | None:
     """Training loss, raw and smoothed, with the validation loss of every source."""
-    canvas = blank(phases, "nats per masked token, log scale", inches, 2.6 + 0.18 * inches)
+    canvas = blank(phases, "nats per masked token, log scale", inches, 3.5 + 0.1 * inches)
     end = _noisy(canvas, lambda phase: _positive(phase.column("loss")))
     ends = _sources(canvas, lambda evaluation: evaluation.loss)
     if end is not None:
@@ -58,7 +58,7 @@ def accuracy_figure(phases: Sequence[Phase]) -> Figure | None:
 
 def learning_rate_figure(phases: Sequence[Phase]) -> Figure | None:
     """The learning rate each step used."""
-    canvas = blank(phases, "learning rate")
+    canvas = blank(phases, "used by each step")
     if not _exact(canvas, "lr"):
         return None
     linear_scale(canvas.axes, lambda value: f"{value:.3g}")

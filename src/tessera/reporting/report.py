@@ -175,7 +175,7 @@ def _curves(phases: Sequence[Phase]) -> str:
     smoothed = f"Pale: every step. Line: mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps."
     figures = [
         ("Validation accuracy", plots.accuracy_figure, "How many masked tokens the model guesses."),
-        ("Learning rate", plots.learning_rate_figure, "As every step used it."),
+        ("Learning rate", plots.learning_rate_figure, ""),
         ("Batch size", plots.batch_figure, _row_lengths(phases)),
         ("Masking rate", plots.masking_figure, f"The share that is predicted. {smoothed}"),
         ("Gradient norm", plots.gradient_figure, smoothed),
