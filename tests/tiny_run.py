@@ -19,7 +19,7 @@ SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
 
 def make_corpus(folder: Path, *, documents: int = 240, seed: int = 0) -> Path:
-    """Two sources of documents whose next word is likely the one before plus a step; a tokenizer."""
+    """Two sources of documents whose words mostly go up by a step each; a tokenizer."""
     make_tokenizer(folder / "tokenizer")
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
     for number, source in enumerate(("web", "code")):

@@ -74,7 +74,7 @@ def _stable_adamw(config: StableAdamW, groups: list[dict[str, Any]], device: str
 def _muon(config: Muon, named: dict[str, Tensor], device: str) -> Optimizer:
     from tessera.optim.muon import MuonWithAdamW
 
-    matrices = {n: w for n, w in named.items() if w.ndim == 2 and ".layers." in n}
+    matrices = {n: w for n, w in named.items() if w.ndim == 2 and ".layers." in f".{n}"}
     rest = {name: weight for name, weight in named.items() if name not in matrices}
     return MuonWithAdamW(
         [{"params": list(matrices.values()), "weight_decay": config.weight_decay}],

@@ -16,6 +16,7 @@ from composer.utils import dist
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.config import to_yaml
 from tessera.data.batch_size import data_rank
+from tessera.data.evaluation import evaluation_batches
 from tessera.data.loader import Loader, LoaderState
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.init import tile_weights
@@ -51,6 +52,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
     if ranks.world_size() > 1:
         dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
     run.stop.install()
+    run.closing.append(run.stop.uninstall)
     if held is not None:
         run.closing.append(held.lock.release)
         run.stop.on_request = held.lock.say_stopping
@@ -165,15 +167,6 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
     data = config.train_data
     if config.evaluation.sources is not None:
         data = replace(data, sources=config.evaluation.sources)
-    evaluated = [
-        name
-        for name, source in data.sources.items()
-        if source.validation_split is not None and source.weight > 0
-    ]
-    if not evaluated:
-        return {}
-    from tessera.data.evaluation import evaluation_batches
-
     return {
         name: partial(
             evaluation_batches,
@@ -187,7 +180,8 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
             rank=ranks.rank(),
             world_size=ranks.world_size(),
         )
-        for name in evaluated
+        for name, source in data.sources.items()
+        if source.validation_split is not None and source.weight > 0
     }
 
 

@@ -1,5 +1,6 @@
 """What a person watching sees: plain lines, from rank 0 alone."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -11,7 +12,8 @@ from tessera.training import ranks
 def say(text: str) -> None:
     """A line for people."""
     if ranks.rank() == 0:
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # nobody is listening any more; training goes on
+            print(text, flush=True)
 
 
 class Progress:
@@ -80,4 +82,5 @@ def span(seconds: float) -> str:
 def warn(text: str) -> None:
     """A line for people that is not to be missed."""
     if ranks.rank() == 0:
-        print(f"tessera: {text}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"tessera: {text}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 PREEMPTED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -30,11 +31,17 @@ class StopRequest:
         self.on_request: Callable[[], None] | None = None
         """Called from the handler at the first signal of training."""
         self._since = 0.0
+        self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
         """Handle the signals; after Composer's import, which installs handlers of its own."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def uninstall(self) -> None:
+        """Leave the signals to whoever handled them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -1,0 +1,171 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tessera.optim.config import AdamW, Muon, StableAdamW
+from tessera.optim.optimizers import (
+    build_optimizer,
+    decay_of_step,
+    enforce,
+    make_skippable,
+    remember_peak,
+    set_rate,
+    settings,
+)
+
+
+class Tied(nn.Module):
+    """An embedding that is also the decoder, a layer's matrix, a norm and a bias."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(7, 4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4, bias=False)])
+        self.norm = nn.LayerNorm(4, bias=False)
+        self.decoder = nn.Linear(4, 7)
+        self.decoder.weight = self.embedding.weight
+
+    def loss(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(7, (16,), generator=generator)
+        logits = self.decoder(self.norm(self.layers[0](self.embedding(ids))))
+        return nn.functional.cross_entropy(logits, ids.roll(1))
+
+
+def step(model, optimizer, seed):
+    optimizer.zero_grad()
+    model.loss(seed).backward()
+    optimizer.step()
+
+
+class ReferenceStableAdamW:
+    """The update as the facts state it, one scalar loop per tensor, in float64."""
+
+    def __init__(self, model, config):
+        self.config, self.step_number = config, 0
+        self.weights = {n: p.detach().double().clone() for n, p in model.named_parameters()}
+        self.moments = {n: [torch.zeros_like(w)] * 2 for n, w in self.weights.items()}
+
+    def step(self, gradients, lr):
+        self.step_number += 1
+        t, config = self.step_number, self.config
+        hats = [b * (1 - b ** (t - 1)) / (1 - b**t) for b in config.betas]
+        for name, weight in self.weights.items():
+            g = gradients[name].double()
+            m, v = self.moments[name]
+            m = hats[0] * m + (1 - hats[0]) * g
+            v = hats[1] * v + (1 - hats[1]) * g * g
+            self.moments[name] = [m, v]
+            rms = math.sqrt(float((g * g / v.clamp(min=config.eps**2)).mean()))
+            rate = lr / max(1.0, rms)
+            decays = weight.ndim > 1 and not name.endswith("bias")
+            weight *= 1 - rate / config.lr * (config.weight_decay if decays else 0.0)
+            weight -= rate * m / (v.sqrt() + config.eps)
+
+
+def test_stable_adamw_is_the_published_update():
+    config = StableAdamW(lr=0.01, weight_decay=9e-4)
+    model = Tied()
+    optimizer = build_optimizer(config, model.named_parameters(), "cpu")
+    remember_peak(optimizer)
+    reference = ReferenceStableAdamW(model, config)
+    for seed, multiplier in enumerate((0.1, 0.5, 1.0, 1.0, 0.3)):
+        set_rate(optimizer, multiplier)
+        optimizer.zero_grad()
+        model.loss(seed).backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        optimizer.step()
+        reference.step(gradients, 0.01 * multiplier)
+    for name, weight in model.named_parameters():
+        assert torch.allclose(weight.double(), reference.weights[name], rtol=3e-7, atol=3e-7), name
+
+
+def test_matrices_and_the_embedding_decay_norms_and_biases_do_not():
+    model = Tied()
+    optimizer = build_optimizer(StableAdamW(weight_decay=1e-4), model.named_parameters(), "cpu")
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {n: decay[id(p)] for n, p in model.named_parameters()} == {
+        "embedding.weight": 1e-4,
+        "layers.0.weight": 1e-4,
+        "norm.weight": 0.0,
+        "decoder.bias": 0.0,
+    }
+
+
+@pytest.mark.parametrize("config", [StableAdamW(), AdamW(), Muon()], ids=lambda c: c.name)
+def test_a_step_is_only_skipped_whole(config):
+    if config.name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    skipping = False
+    models = [Tied(), Tied()]
+    optimizers = [build_optimizer(config, m.named_parameters(), "cpu") for m in models]
+    make_skippable(optimizers[0], lambda: skipping)
+    for seed in (1, 2):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            step(model, optimizer, seed)
+    before = [p.clone() for p in models[0].parameters()]
+    skipping = True
+    step(models[0], optimizers[0], 3)
+    assert all(map(torch.equal, before, models[0].parameters()))
+    skipping = False
+    for model, optimizer in zip(models, optimizers, strict=True):
+        step(model, optimizer, 4)
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+    assert not torch.equal(before[0], next(models[0].parameters()))
+
+
+@pytest.mark.parametrize("config", [StableAdamW(), AdamW(), Muon()], ids=lambda c: c.name)
+def test_loading_another_runs_state_leaves_the_settings_of_this_one(config):
+    if config.name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    model = Tied()
+    old = build_optimizer(config, model.named_parameters(), "cpu")
+    remember_peak(old)
+    step(model, old, 0)
+    new = build_optimizer(type(config)(lr=1e-5, weight_decay=1e-6), model.named_parameters(), "cpu")
+    remember_peak(new)
+    wanted = settings(new)
+    new.load_state_dict(old.state_dict())
+    assert settings(new) != wanted, "loading replaces settings: without that this proves nothing"
+    enforce(new, wanted)
+    assert settings(new) == wanted
+    assert len(new.state) == 4, "the moments are to stay"
+    step(model, new, 1)
+
+
+def test_the_decay_of_a_step_follows_the_rate():
+    model = Tied()
+    optimizer = build_optimizer(
+        StableAdamW(lr=0.1, weight_decay=1e-4), model.named_parameters(), "cpu"
+    )
+    remember_peak(optimizer)
+    set_rate(optimizer, 0.25)
+    assert decay_of_step(optimizer) == pytest.approx(0.25e-4)
+    optimizer = build_optimizer(AdamW(lr=0.1, weight_decay=0.01), model.named_parameters(), "cpu")
+    assert decay_of_step(optimizer) == pytest.approx(1e-3)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_takes_the_layers_matrices_and_moves_them_by_orthogonal_steps():
+    model = Tied()
+    optimizer = build_optimizer(Muon(lr=0.1, weight_decay=0.0), model.named_parameters(), "cpu")
+    before = model.layers[0].weight.detach().clone()
+    step(model, optimizer, 0)
+    moved = (before - model.layers[0].weight.detach()) / (0.1 * 0.2 * math.sqrt(4))
+    singular = torch.linalg.svdvals(moved)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+    assert set(optimizer.state[model.layers[0].weight]) == {"momentum_buffer"}
+    assert "exp_avg" in optimizer.state[model.embedding.weight]
+
+
+def test_every_mistake_of_a_section_is_named():
+    with pytest.raises(ValueError) as error:
+        StableAdamW(lr=0.0, weight_decay=0.1, betas=(0.9, 1.0))
+    assert [line.split()[0] for line in str(error.value).splitlines()] == [
+        "lr",
+        "betas",
+        "weight_decay",
+    ]
