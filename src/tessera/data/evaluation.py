@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from tessera.batch import PackedBatch
 from tessera.data.batches import Shapes, packed_batch
 from tessera.data.config import DataConfig
+from tessera.data.draws import Draws
 from tessera.data.lane import LaneState
 from tessera.data.order import Order, Spans
 from tessera.data.packer import Waiting, fill_row, wants_more
-from tessera.data.pieces import Piece
-from tessera.data.rows import RowFormat, make_row
-from tessera.data.sources import OpenSource, check_tokenizer, framing, open_source, vocabulary
+from tessera.data.pieces import Cut, Piece
+from tessera.data.rows import make_row
+from tessera.data.sources import OpenSource, check_tokenizer, open_source, row_format
 from tessera.data.streams import Cursor, Reader, Stream, source_pieces
 from tessera.data.tokenizer import Tokenizer
 
@@ -63,39 +64,37 @@ def evaluation_batches(
         shuffle=True,
         key=("evaluation", seed, source_name),
     )
-    reader = Reader(source_name, documents, skip_bad=config.on_bad_shard == "skip")
-    stream = Stream(0, reader, order, offset=0, stride=1)
-    form = RowFormat(
-        row_tokens=config.row_tokens,
-        max_seq_len=config.max_seq_len,
-        pad_id=tokenizer.pad_id,
-        vocab_size=vocab_size,
-        vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
+    form = row_format(config, tokenizer, vocab_size)
+    reader = Reader(
+        source_name,
+        documents,
+        dtype=form.pad_id.dtype,
+        skip_bad=config.on_bad_shard == "skip",
     )
+    stream = Stream(0, reader, order, offset=0, stride=1)
     shapes = Shapes(config.row_tokens, config.max_seq_len)
     nothing = LaneState(0, (Cursor(),), (0,))
-    pieces = _first_pieces(stream, config, tokenizer, max_tokens)
+    pieces = _first_pieces(stream, config, max_tokens)
     try:
         for number, row in enumerate(_rows(pieces, config)):
             if number % world_size == rank:
-                key = ("evaluation masks", seed, source_name, number)
+                draws = Draws("evaluation masks", seed, source_name, number)
                 made = make_row(
-                    *(number, 0, row, nothing, [stream], form), rate=masking_rate, key=key
+                    *(number, 0, row, nothing, [stream], form), rate=masking_rate, draws=draws
                 )
                 yield packed_batch([made], shapes, masking_rate)
     finally:
         documents.close()
 
 
-def _first_pieces(
-    stream: Stream, config: DataConfig, tokenizer: Tokenizer, max_tokens: int
-) -> Iterator[Piece]:
+def _first_pieces(stream: Stream, config: DataConfig, max_tokens: int) -> Iterator[Piece]:
     """Pieces of one epoch, up to a number of tokens."""
+    cut = Cut(config.max_seq_len, split=config.long_documents == "split")
     tokens = 0
-    for piece, _ in source_pieces(stream, framing(config, tokenizer), Cursor()):
-        tokens += len(piece.tokens)
-        first = tokens == len(piece.tokens)
-        if piece.id.document >= stream.order.documents or (tokens > max_tokens and not first):
+    for piece, _ in source_pieces(stream, cut, Cursor()):
+        first = not tokens
+        tokens += piece.tokens
+        if piece.document >= stream.order.documents or (tokens > max_tokens and not first):
             return
         yield piece
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tessera.data.mixture import furthest_behind
 from tessera.data.packer import Waiting, fill_row, wants_more
-from tessera.data.pieces import Framing, Piece, PieceId
+from tessera.data.pieces import Cut, Piece, PieceId
 from tessera.data.streams import Cursor, Stream, read_again, source_pieces
 
 
@@ -52,14 +52,14 @@ class LaneState:
         flat = iter(plain["waiting"])
         for source, step, piece in zip(flat, flat, flat, strict=True):
             last[source] += step
-            waiting.append(PieceId(source, last[source], piece))
+            waiting.append((source, last[source], piece))
         cursors = tuple(Cursor._make((*c[:4], tuple(c[4]))) for c in plain["cursors"])
         return cls(plain["rows"], cursors, tuple(plain["drawn"]), tuple(waiting))
 
 
 def packed_rows(
     streams: Sequence[Stream],
-    framing: Framing,
+    cut: Cut,
     shares: Sequence[int],
     *,
     row_tokens: int,
@@ -68,16 +68,15 @@ def packed_rows(
 ) -> Iterator[tuple[list[Piece], LaneState]]:
     """A lane's rows from a state on, for ever, each with the state after it."""
     cursors, drawn, rows = list(state.cursors), list(state.drawn), state.rows
-    waiting = Waiting(read_again(streams, framing, state.waiting))
+    waiting = Waiting(read_again(streams, cut, state.waiting))
     sources = [
-        source_pieces(stream, framing, cursor)
-        for stream, cursor in zip(streams, cursors, strict=True)
+        source_pieces(stream, cut, cursor) for stream, cursor in zip(streams, cursors, strict=True)
     ]
     while True:
         while wants_more(waiting, row_tokens, waiting_pieces):
             source = furthest_behind(shares, drawn)
             piece, cursors[source] = next(sources[source])
-            drawn[source] += len(piece.tokens)
+            drawn[source] += piece.tokens
             waiting.add(piece)
         row = fill_row(waiting, row_tokens)
         rows += 1

@@ -13,17 +13,16 @@ from tessera.data.batch_size import BatchPlan, check_world_size
 from tessera.data.batches import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
 from tessera.data.masking import rate_for_shapes
-from tessera.data.pieces import PieceId
+from tessera.data.pieces import Cut, PieceId
 from tessera.data.production import Recipe, make_rows
-from tessera.data.rows import Row, RowFormat
+from tessera.data.rows import Row
 from tessera.data.sources import (
     OpenSource,
     check_tokenizer,
-    framing,
     lane_streams,
     open_readers,
     open_source,
-    vocabulary,
+    row_format,
 )
 from tessera.data.state import (
     LoaderState,
@@ -79,23 +78,14 @@ class Loader:
         self._config, self._batch, self._open_source = config, batch, open_source
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan.of(batch, config.row_tokens)
-        self._readers = open_readers(config, vocab_size, open_source)
+        seed = seed if config.seed is None else config.seed
+        form = row_format(config, tokenizer, vocab_size)
+        cut = Cut(config.max_seq_len, split=config.long_documents == "split")
+        self._recipe = Recipe(config=config, seed=seed, cut=cut, form=form)
+        self._readers = open_readers(config, form, open_source)
         for reader in self._readers:
             check_tokenizer(reader.name, reader.documents, tokenizer)
         self.sources = tuple(reader.name for reader in self._readers)
-        seed = seed if config.seed is None else config.seed
-        self._recipe = Recipe(
-            config=config,
-            seed=seed,
-            framing=framing(config, tokenizer),
-            form=RowFormat(
-                row_tokens=config.row_tokens,
-                max_seq_len=config.max_seq_len,
-                pad_id=tokenizer.pad_id,
-                vocab_size=vocab_size,
-                vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
-            ),
-        )
         self._streams = lane_streams(config, self._readers, seed)
         self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
         lanes = range(rank, config.lanes, world_size)
@@ -175,10 +165,10 @@ class Loader:
         streams = self._streams(row.lane)
         names: dict[PieceId, str] = {}
         for stream in streams:
-            pieces = [piece for piece in row.pieces if piece.source == stream.number]
-            ids = stream.document_ids([piece.document for piece in pieces])
+            pieces = [piece for piece in row.pieces if piece[0] == stream.number]
+            ids = stream.document_ids([document for _, document, _ in pieces])
             names |= zip(pieces, ids, strict=True)
-        return [(self.sources[p.source], names[p], p.piece) for p in row.pieces]
+        return [(self.sources[piece[0]], names[piece], piece[2]) for piece in row.pieces]
 
     def close(self) -> None:
         """Let go of the sources' files and threads."""

@@ -10,7 +10,7 @@ from math import ceil
 import numpy as np
 
 from tessera.data.config import MaskingConfig
-from tessera.data.draws import words
+from tessera.data.draws import Draws
 
 _SCALE = 1 << 16  # one 16-bit draw a token decides everything but the replacement
 _MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
@@ -52,7 +52,7 @@ def rate_for_shapes(masking: MaskingConfig, row: int, row_tokens: int) -> float:
 
 
 def mask(
-    ids: np.ndarray, vocabulary: Vocabulary, rate: float, key: tuple[object, ...]
+    ids: np.ndarray, vocabulary: Vocabulary, rate: float, draws: Draws
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose and change tokens of a row.
 
@@ -60,36 +60,46 @@ def mask(
         ids: (T,) token ids, special ones included.
         vocabulary: The tokenizer's tables.
         rate: Share of the ordinary tokens to choose, to within 2**-17.
-        key: Names the draw: the same key gives the same masks for ever.
+        draws: At the beginning of the row's key: the same key gives the same masks for ever.
 
     Returns:
         (T,) ids as the model sees them; (M,) int32 positions chosen, ascending; (M,) the tokens
         that were there.
     """
-    draws = words(-(-len(ids) // 4), *key).view(np.uint16)[: len(ids)]
-    if vocabulary.word_starts is not None:
-        draws = draws[_word_numbers(ids, vocabulary)]
+    fates = _uint16(draws, len(ids))
     chosen = round(rate * _SCALE)
-    positions = np.flatnonzero(draws < chosen)
-    positions = positions[vocabulary.ordinary[ids[positions]]]
-    labels = ids[positions]
-    if vocabulary.word_starts is not None:  # one draw chose the word; each token needs its own fate
-        fates = words(-(-len(positions) // 4), *key, "fates").view(np.uint16)[: len(positions)]
-        chosen = _SCALE
+    if vocabulary.word_starts is not None:
+        candidates = (fates[_word_numbers(ids, vocabulary)] < chosen).nonzero()[0]
     else:
-        fates = draws[positions]
+        candidates = (fates < chosen).nonzero()[0]
+    positions = candidates[vocabulary.ordinary.take(ids.take(candidates))]
+    labels = ids.take(positions)
+    if vocabulary.word_starts is not None:  # one draw chose a whole word; each token has its fate
+        fates, chosen = _uint16(draws, len(positions)), _SCALE
+    else:
+        fates = fates.take(positions)
 
     seen = labels.copy()
-    seen[fates < round(_MASKED * chosen)] = vocabulary.mask_id
-    replaced = np.flatnonzero(
-        (fates >= round(_MASKED * chosen)) & (fates < round(_MASKED_OR_REPLACED * chosen))
+    masked_below = np.uint16(round(_MASKED * chosen))
+    np.putmask(seen, fates < masked_below, vocabulary.mask_id)
+    fates -= masked_below  # those below wrap around, to above all others
+    replaced = (fates < round(_MASKED_OR_REPLACED * chosen) - masked_below).nonzero()[0]
+    seen[replaced] = vocabulary.replacements.take(
+        _below(draws, len(vocabulary.replacements), len(replaced))
     )
-    choices = words(len(replaced), *key, "replacements") >> np.uint64(32)
-    choices = (choices * np.uint64(len(vocabulary.replacements))) >> np.uint64(32)
-    seen[replaced] = vocabulary.replacements[choices]
     masked = ids.copy()
     masked[positions] = seen
     return masked, positions.astype(np.int32), labels
+
+
+def _uint16(draws: Draws, count: int) -> np.ndarray:
+    """(count,) uniform uint16, four from a word."""
+    return draws.words(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+
+
+def _below(draws: Draws, limit: int, count: int) -> np.ndarray:
+    """(count,) uniform integers below a limit that is small beside 2**32."""
+    return ((draws.words(count) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)
 
 
 def _word_numbers(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

@@ -29,7 +29,7 @@ class Waiting:
     def add(self, piece: Piece) -> None:
         """Let a piece wait."""
         self._added += 1
-        length = len(piece.tokens)
+        length = piece.tokens
         key = (length << _AGE_BITS) | (_AGE_MASK - self._added)
         insort(self._keys, key)
         self._pieces[key] = piece
@@ -49,7 +49,7 @@ class Waiting:
 
     def ids(self) -> tuple[PieceId, ...]:
         """What waits, from the oldest to the newest."""
-        return tuple([piece.id for piece in self._pieces.values()])
+        return tuple([piece[:3] for piece in self._pieces.values()])
 
     def _take(self, index: int) -> Piece:
         key = self._keys.pop(index)
@@ -76,13 +76,13 @@ def fill_row(waiting: Waiting, row_tokens: int) -> list[Piece]:
         if piece is None:
             break
         row.append(piece)
-        room -= len(piece.tokens)
+        room -= piece.tokens
     while room and len(waiting):
         piece = waiting.take_largest(room)
         if piece is None:
             break
         row.append(piece)
-        room -= len(piece.tokens)
+        room -= piece.tokens
     return row
 
 

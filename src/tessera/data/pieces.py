@@ -1,51 +1,55 @@
-"""Documents cut into pieces that a segment can hold: `[CLS] content [SEP]`."""
+"""Documents cut into pieces that a segment can hold, [CLS] and [SEP] around each."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+FRAME_TOKENS = 2
+"""[CLS] and [SEP], which a piece gets when it is laid into a row."""
 
-class PieceId(NamedTuple):
-    """What a piece is, in one lane: enough to read it again."""
 
-    source: int
-    """Number of the source among those of the run with a weight."""
-    document: int
-    """How many documents of the source this lane met before; counts through all epochs."""
-    piece: int
-    """Number of the piece in its document."""
+PieceId = tuple[int, int, int]
+"""What a piece is, in one lane, enough to read it again: its source's number among those of the run
+with a weight; how many documents of the source the lane met before, through all epochs; the number
+of the piece in its document."""
 
 
 class Piece(NamedTuple):
     """A piece and where it comes from."""
 
-    id: PieceId
-    tokens: np.ndarray
-    """(length,) with [CLS] and [SEP]."""
+    source: int
+    document: int
+    piece: int
+    content: np.ndarray
+    """(length - 2,) token ids, without [CLS] and [SEP]."""
+
+    @property
+    def id(self) -> PieceId:
+        """The first three."""
+        return self[:3]
+
+    @property
+    def tokens(self) -> int:
+        """Length of its segment."""
+        return len(self.content) + FRAME_TOKENS
 
 
 @dataclass(frozen=True)
-class Framing:
-    """How documents become segments."""
+class Cut:
+    """How documents become pieces."""
 
-    cls_id: int
-    sep_id: int
-    dtype: np.dtype
     max_seq_len: int
+    """Tokens of a segment at most, [CLS] and [SEP] included."""
     split: bool
     """A longer document becomes several pieces; if false, it loses its tail."""
 
     def pieces(self, tokens: int) -> int:
         """How many pieces a document of so many tokens becomes; none if it is empty."""
-        pieces = -(-tokens // (self.max_seq_len - 2))
+        pieces = -(-tokens // (self.max_seq_len - FRAME_TOKENS))
         return pieces if self.split else min(pieces, 1)
 
-    def frame(self, document: np.ndarray, piece: int) -> np.ndarray:
-        """One piece of a document, between [CLS] and [SEP]; a copy."""
-        room = self.max_seq_len - 2
-        content = document[piece * room : (piece + 1) * room]
-        framed = np.empty(len(content) + 2, self.dtype)
-        framed[0], framed[-1] = self.cls_id, self.sep_id
-        framed[1:-1] = content
-        return framed
+    def content(self, document: np.ndarray, piece: int) -> np.ndarray:
+        """The tokens of one piece: a view."""
+        room = self.max_seq_len - FRAME_TOKENS
+        return document[piece * room : (piece + 1) * room]

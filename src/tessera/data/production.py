@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from tessera.data.config import DataConfig, row_ranges
+from tessera.data.draws import Draws
 from tessera.data.lane import LaneState, packed_rows
 from tessera.data.masking import rate_at
 from tessera.data.mixture import head_start, whole_shares
-from tessera.data.pieces import Framing
+from tessera.data.pieces import Cut
 from tessera.data.rows import Row, RowFormat, make_row
 from tessera.data.streams import Cursor, Stream
 
@@ -18,7 +19,7 @@ class Recipe:
 
     config: DataConfig
     seed: int
-    framing: Framing
+    cut: Cut
     form: RowFormat
 
     @property
@@ -64,16 +65,18 @@ def _lane_rows(recipe: Recipe, lane: int, streams: list[Stream], state: LaneStat
     skipped = row_ranges(config.skip_rows)
     packed = packed_rows(
         streams,
-        recipe.framing,
+        recipe.cut,
         recipe.shares,
         row_tokens=config.row_tokens,
         waiting_pieces=config.waiting_pieces,
         state=state,
     )
+    draws = Draws()
     for pieces, after in packed:
         number = (after.rows - 1) * config.lanes + lane
         if any(number in rows for rows in skipped):
             continue
+        draws.begin("masks", recipe.seed, number)
         yield make_row(
             number,
             lane,
@@ -82,5 +85,5 @@ def _lane_rows(recipe: Recipe, lane: int, streams: list[Stream], state: LaneStat
             streams,
             recipe.form,
             rate=rate_at(config.masking, number, config.row_tokens),
-            key=("masks", recipe.seed, number),
+            draws=draws,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tessera.data.digest import row_digest
+from tessera.data.draws import Draws
 from tessera.data.lane import LaneState
 from tessera.data.masking import Vocabulary, mask
 from tessera.data.pieces import Piece, PieceId
@@ -49,22 +50,28 @@ class RowFormat:
 
     row_tokens: int
     max_seq_len: int
-    pad_id: int
+    cls_id: np.ndarray
+    """(1,) as rows' ids; so are the other two."""
+    sep_id: np.ndarray
+    pad_id: np.ndarray
     vocab_size: int
     """Rows of the model's embedding: no id may reach it."""
     vocabulary: Vocabulary
 
 
 def lay_out(pieces: Sequence[Piece], form: RowFormat) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pieces end to end, then padding in segments of at most `max_seq_len`.
+    """Segments `[CLS] content [SEP]` end to end, then padding in ones of at most `max_seq_len`.
 
     Returns:
         (T,) ids; (n,) int32 segment ends; how many slots are not padding.
     """
-    ends = np.cumsum([len(piece.tokens) for piece in pieces], dtype=np.int32)
+    parts: list[np.ndarray] = []
+    for piece in pieces:
+        parts += (form.cls_id, piece.content, form.sep_id)
+    ends = np.cumsum([piece.tokens for piece in pieces], dtype=np.int32)
     used = int(ends[-1])
-    ids = np.empty(form.row_tokens, pieces[0].tokens.dtype)
-    np.concatenate([piece.tokens for piece in pieces], out=ids[:used])
+    ids = np.empty(form.row_tokens, form.pad_id.dtype)
+    np.concatenate(parts, out=ids[:used])
     if used < form.row_tokens:
         ids[used:] = form.pad_id
         tail = np.arange(used + form.max_seq_len, form.row_tokens, form.max_seq_len)
@@ -81,7 +88,7 @@ def make_row(
     form: RowFormat,
     *,
     rate: float,
-    key: tuple[object, ...],
+    draws: Draws,
 ) -> Row:
     """Lay out and mask one row.
 
@@ -91,10 +98,10 @@ def make_row(
     ids, ends, tokens = lay_out(pieces, form)
     if int(ids.max()) >= form.vocab_size:
         raise ValueError(unknown_token(pieces, streams, form.vocab_size))
-    masked, positions, labels = mask(ids, form.vocabulary, rate, key)
+    masked, positions, labels = mask(ids, form.vocabulary, rate, draws)
     source_tokens = [0] * len(streams)
     for piece in pieces:
-        source_tokens[piece.id.source] += len(piece.tokens)
+        source_tokens[piece.source] += piece.tokens
     return Row(
         number=number,
         lane=lane,
@@ -116,11 +123,11 @@ def make_row(
 
 def unknown_token(pieces: Sequence[Piece], streams: Sequence[Stream], vocab_size: int) -> str:
     """What to tell the user about the first piece with an id of `vocab_size` or more."""
-    piece = next(piece for piece in pieces if int(piece.tokens.max()) >= vocab_size)
-    stream = streams[piece.id.source]
+    piece = next(piece for piece in pieces if int(piece.content.max()) >= vocab_size)
+    stream = streams[piece.source]
     return (
-        f"source '{stream.name}', document '{stream.document_ids([piece.id.document])[0]}': "
-        f"token id {piece.tokens.max()}, but the model's "
+        f"source '{stream.name}', document '{stream.document_ids([piece.document])[0]}': "
+        f"token id {piece.content.max()}, but the model's "
         f"vocab_size is {vocab_size}; the shards were made with another tokenizer, or are damaged: "
         "prepare the source again with this run's tokenizer"
     )

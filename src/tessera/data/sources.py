@@ -9,7 +9,7 @@ import numpy as np
 from tessera.data.config import DataConfig, SourceConfig
 from tessera.data.masking import Vocabulary
 from tessera.data.order import Order, group_spans
-from tessera.data.pieces import Framing
+from tessera.data.rows import RowFormat
 from tessera.data.shards import token_dtype
 from tessera.data.source import Source
 from tessera.data.streams import Documents, Reader, Stream
@@ -32,7 +32,7 @@ def open_source(name: str, source: SourceConfig, split: str, vocab_size: int) ->
     )
 
 
-def open_readers(config: DataConfig, vocab_size: int, opener: OpenSource) -> list[Reader]:
+def open_readers(config: DataConfig, form: RowFormat, opener: OpenSource) -> list[Reader]:
     """Open the training split of every source with a weight.
 
     Raises:
@@ -41,9 +41,15 @@ def open_readers(config: DataConfig, vocab_size: int, opener: OpenSource) -> lis
     readers = []
     for name, source in config.sources.items():
         if source.weight > 0:
-            documents = opener(name, source, source.split, vocab_size)
-            skip_bad = config.on_bad_shard == "skip"
-            readers.append(Reader(name, documents, skip_bad=skip_bad))
+            documents = opener(name, source, source.split, form.vocab_size)
+            readers.append(
+                Reader(
+                    name,
+                    documents,
+                    dtype=form.pad_id.dtype,
+                    skip_bad=config.on_bad_shard == "skip",
+                )
+            )
     return readers
 
 
@@ -58,14 +64,27 @@ def check_tokenizer(name: str, documents: Documents, tokenizer: Tokenizer) -> No
         )
 
 
-def framing(config: DataConfig, tokenizer: Tokenizer) -> Framing:
-    """How documents become segments in this run."""
-    return Framing(
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        dtype=token_dtype(tokenizer.size),
+def row_format(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> RowFormat:
+    """What rows of this run have in common.
+
+    Raises:
+        ValueError: If the model has fewer ids than the tokenizer, or masking asks for whole words
+            that the tokenizer does not show.
+    """
+    if vocab_size < tokenizer.size:
+        raise ValueError(
+            f"model.vocab_size {vocab_size} is smaller than the tokenizer, which has "
+            f"{tokenizer.size} ids; raise it to a multiple of 64 that is not"
+        )
+    dtype = token_dtype(tokenizer.size)
+    return RowFormat(
+        row_tokens=config.row_tokens,
         max_seq_len=config.max_seq_len,
-        split=config.long_documents == "split",
+        cls_id=np.array([tokenizer.cls_id], dtype),
+        sep_id=np.array([tokenizer.sep_id], dtype),
+        pad_id=np.array([tokenizer.pad_id], dtype),
+        vocab_size=vocab_size,
+        vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
     )
 
 

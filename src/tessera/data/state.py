@@ -148,9 +148,9 @@ def continued(
             ),
             drawn=old.drawn if same_shares else first.drawn,
             waiting=tuple(
-                piece._replace(source=now[piece.source])
-                for piece in old.waiting
-                if piece.source in now
+                (now[source], document, piece)
+                for source, document, piece in old.waiting
+                if source in now
             ),
         )
     return LoaderState(fingerprint, state.step, state.rows, sources, lanes)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tessera.data.order import Front, Order
-from tessera.data.pieces import Framing, Piece, PieceId
+from tessera.data.pieces import Cut, Piece, PieceId
 from tessera.data.shards import BadShard
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,9 @@ class Documents(Protocol):
 class Reader:
     """A source as the lanes of one process share it."""
 
-    def __init__(self, name: str, documents: Documents, *, skip_bad: bool) -> None:
+    def __init__(self, name: str, documents: Documents, *, dtype: np.dtype, skip_bad: bool) -> None:
         self.name, self.documents = name, documents
+        self._dtype = dtype
         self._skip_bad = skip_bad
         self._bad: set[int] = set()
         self._ends: dict[Order, int] = {}
@@ -55,13 +56,25 @@ class Reader:
         if shard in self._bad:
             return None
         try:
-            return self.documents.document(shard, sample)
+            tokens = self.documents.document(shard, sample)
         except BadShard as error:
             if not self._skip_bad:
                 raise
             self._bad.add(shard)
             log.warning("skipping %d documents: %s", self.documents.samples[shard], error)
             return None
+        return tokens if tokens.dtype == self._dtype else self._converted(tokens, shard, sample)
+
+    def _converted(self, tokens: np.ndarray, shard: int, sample: int) -> np.ndarray:
+        """The same ids in the dtype of rows, into which others would wrap around."""
+        limits = np.iinfo(self._dtype)
+        if len(tokens) and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
+            raise ValueError(
+                f"source '{self.name}', document '{self.documents.document_id(shard, sample)}': "
+                f"token ids from {tokens.min()} to {tokens.max()}, which this run's tokenizer does "
+                "not have; prepare the source again with it"
+            )
+        return tokens.astype(self._dtype)
 
     def enter(self, front: Front, order: Order) -> None:
         """Note that a lane begins a block. The first to do so has it and the next one fetched."""
@@ -115,9 +128,7 @@ class Stream(NamedTuple):
         return [self.reader.documents.document_id(int(shard), int(n)) for shard, n in places]
 
 
-def source_pieces(
-    stream: Stream, framing: Framing, cursor: Cursor
-) -> Iterator[tuple[Piece, Cursor]]:
+def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Piece, Cursor]]:
     """The pieces of one source from a cursor on, for ever, each with the cursor after it.
 
     Raises:
@@ -138,13 +149,11 @@ def source_pieces(
                 barren += 1
             else:
                 barren = 0
-                last = framing.pieces(len(tokens)) - 1
+                last = cut.pieces(len(tokens)) - 1
                 for number in range(first, last + 1):
                     after = (document, number + 1) if number < last else (document + 1, 0)
                     yield (
-                        Piece(
-                            PieceId(stream.number, document, number), framing.frame(tokens, number)
-                        ),
+                        Piece(stream.number, document, number, cut.content(tokens, number)),
                         Cursor(*after, empty, bad, bad_shards),
                     )
             document, first = document + 1, 0
@@ -165,17 +174,18 @@ def _places(stream: Stream, document: int) -> Iterator[tuple[int, int]]:
     return zip(shards.tolist(), samples.tolist(), strict=True)
 
 
-def read_again(streams: Sequence[Stream], framing: Framing, ids: Sequence[PieceId]) -> list[Piece]:
+def read_again(streams: Sequence[Stream], cut: Cut, ids: Sequence[PieceId]) -> list[Piece]:
     """The pieces of these ids, in their order; those of shards that turned bad are left out."""
     pieces: list[Piece | None] = [None] * len(ids)
     for stream in streams:
-        asked = [n for n, piece in enumerate(ids) if piece.source == stream.number]
+        asked = [n for n, piece in enumerate(ids) if piece[0] == stream.number]
         if not asked:
             continue
-        shards, samples = stream.order.locate(stream.positions([ids[n].document for n in asked]))
+        documents = [ids[n][1] for n in asked]
+        shards, samples = stream.order.locate(stream.positions(documents))
         stream.reader.documents.will_need(np.unique(shards).tolist())
         for n, shard, sample in zip(asked, shards.tolist(), samples.tolist(), strict=True):
             tokens = stream.reader.read(shard, sample)
-            if tokens is not None and ids[n].piece < framing.pieces(len(tokens)):
-                pieces[n] = Piece(ids[n], framing.frame(tokens, ids[n].piece))
+            if tokens is not None and ids[n][2] < cut.pieces(len(tokens)):
+                pieces[n] = Piece(*ids[n], cut.content(tokens, ids[n][2]))
     return [piece for piece in pieces if piece is not None]

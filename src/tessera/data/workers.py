@@ -39,9 +39,7 @@ class _Rows(IterableDataset):
         _die_with_parent()
         slots = count(self.first_slot + info.id * self.stride, info.num_workers * self.stride)
         try:
-            readers = open_readers(
-                self.recipe.config, self.recipe.form.vocab_size, self.open_source
-            )
+            readers = open_readers(self.recipe.config, self.recipe.form, self.open_source)
             streams = lane_streams(self.recipe.config, readers, self.recipe.seed)
             for row in make_rows(self.recipe, streams, self.states, slots):
                 yield replace(row, pieces=())
