@@ -16,42 +16,47 @@ def complex_rotation(x: torch.Tensor, positions: torch.Tensor, theta: float) -> 
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
+def qkv(tokens: int, channels: int, dtype=torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, 3, 2, channels, generator=generator).to(dtype)
+
+
 def test_rotation_equals_complex_multiplication():
-    x = torch.randn(50, 3, 16, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(50) * 7
-    turned = rotate(x, rotary(positions, 16, 10_000.0))
-    torch.testing.assert_close(
-        turned.double(), complex_rotation(x, positions, 10_000.0), atol=1e-4, rtol=0
-    )
+    x, positions = qkv(50, 16), torch.arange(50) * 7
+    q, k, v = rotate(x, rotary(positions, 16, 10_000.0))
+    for turned, plain in ((q, x[:, 0]), (k, x[:, 1])):
+        exact = complex_rotation(plain, positions, 10_000.0)
+        torch.testing.assert_close(turned.double(), exact, atol=1e-4, rtol=0)
+    assert torch.equal(v, x[:, 2])
 
 
 def test_products_of_queries_and_keys_depend_on_their_distance_alone():
-    q, k = torch.randn(2, 1, 1, 32, generator=torch.Generator().manual_seed(1))
+    x = qkv(1, 32).expand(2, -1, -1, -1)
 
     def product(i: int, j: int) -> float:
-        turn = rotary(torch.tensor([i, j]), 32, 160_000.0)
-        turned = rotate(torch.cat([q, k]), turn)
-        return float((turned[0] * turned[1]).sum())
+        q, k, _ = rotate(x, rotary(torch.tensor([i, j]), 32, 160_000.0))
+        return float((q[0] * k[1]).sum())
 
     assert abs(product(5, 9) - product(1005, 1009)) < 1e-3
     assert abs(product(5, 9) - product(5, 10)) > 1e-3
 
 
 def test_the_gradient_is_the_rotation_backwards():
-    x = torch.randn(9, 2, 8, dtype=torch.float64, requires_grad=True)
-    turn = tuple(part.double() for part in rotary(torch.arange(9), 8, 100.0))
-    upstream = torch.randn(9, 2, 8)
-    (gradient,) = torch.autograd.grad(rotate(x, turn), x, upstream.double())
-    back = complex_rotation(upstream, -torch.arange(9), 100.0)
-    torch.testing.assert_close(gradient, back, atol=1e-5, rtol=0)
+    x = qkv(9, 8, torch.float64).requires_grad_()
+    cos, sin = (part.double() for part in rotary(torch.arange(9), 8, 100.0))
+    upstream = qkv(9, 8, torch.float64, seed=1)
+    (gradient,) = torch.autograd.grad(rotate(x, (cos, sin)), x, upstream.unbind(1))
+    for part in range(2):
+        back = complex_rotation(upstream[:, part], -torch.arange(9), 100.0)
+        torch.testing.assert_close(gradient[:, part], back, atol=1e-5, rtol=0)
+    assert torch.equal(gradient[:, 2], upstream[:, 2])
 
 
 def test_half_precision_is_rotated_in_float32():
-    x = torch.randn(4096, 1, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
-    positions = torch.arange(4096)
-    turned = rotate(x, rotary(positions, 64, 160_000.0))
+    x, positions = qkv(4096, 64, torch.bfloat16), torch.arange(4096)
+    turned = rotate(x, rotary(positions, 64, 160_000.0))[0]
     assert turned.dtype == torch.bfloat16
-    expected = complex_rotation(x, positions, 160_000.0)
+    expected = complex_rotation(x[:, 0], positions, 160_000.0)
     torch.testing.assert_close(turned.double(), expected, atol=2e-3, rtol=2**-8)
 
 

@@ -46,21 +46,25 @@ def masked_loss(
         )
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """The chunk's loss, and in place of `logits` the loss's gradient with respect to them."""
-    logits = logits.float()
-    counted = (labels != IGNORED).unsqueeze(1)
-    labels = labels.clamp(min=0).unsqueeze(1)
-    log_z = logits.logsumexp(1, keepdim=True)
-    losses = log_z - logits.gather(1, labels) + z_loss * log_z.square()
-    loss = losses.where(counted, 0.0).sum()
+def _loss_and_gradient(
+    logits: Tensor, labels: Tensor, counted: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """The chunk's loss, and its gradient with respect to the logits of the tokens counted.
 
-    gradient = logits.sub_(log_z).exp_()
+    The gradient of tokens that do not count is left as if they did: the caller drops it where it
+    is small.
+    """
+    labels = labels.clamp(min=0).unsqueeze(1)
+    log_shares = logits.float().log_softmax(1)
+    label_log_shares = log_shares.gather(1, labels)
+    losses = -label_log_shares
+    gradient = log_shares.exp_()
     if z_loss:
+        log_z = logits.gather(1, labels).float() - label_log_shares
+        losses += z_loss * log_z.square()
         gradient *= 1 + 2 * z_loss * log_z
-    gradient.scatter_add_(1, labels, gradient.new_full((), -1.0).expand_as(labels))
-    gradient *= counted
-    return loss, gradient
+    gradient.scatter_(1, labels, gradient.gather(1, labels) - 1)
+    return losses.squeeze(1).where(counted, 0.0).sum(), gradient
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -77,29 +81,31 @@ class _ChunkedLoss(torch.autograd.Function):
         z_loss: float,
         chunk_logits: int,
     ) -> Tensor:
-        training = any(ctx.needs_input_grad)
         rows = max(1, chunk_logits // weight.size(0))
         cast_weight, cast_bias = weight.to(dtype), bias.to(dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        if training:
-            d_hidden = torch.empty_like(hidden)
-            d_weight = torch.zeros_like(weight)
-            d_bias = torch.zeros_like(bias)
+        training = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if training else []
         for start in range(0, hidden.size(0), rows):
             part = slice(start, start + rows)
+            counted = labels[part] != IGNORED
             logits = torch.addmm(cast_bias, hidden[part], cast_weight.t())
-            chunk_loss, gradient = _loss_and_gradient(logits, labels[part], z_loss)
+            chunk_loss, gradient = _loss_and_gradient(logits, labels[part], counted, z_loss)
             loss += chunk_loss
-            if training:
-                d_bias += gradient.sum(0)
-                gradient = gradient.to(dtype)
-                torch.mm(gradient, cast_weight, out=d_hidden[part])
-                if dtype == weight.dtype:
-                    d_weight.addmm_(gradient.t(), hidden[part])
-                else:
-                    d_weight += gradient.t() @ hidden[part]
-        if training:
-            ctx.save_for_backward(d_hidden, d_weight, d_bias)
+            if not training:
+                continue
+            d_hidden, d_weight, d_bias = gradients
+            shares = counted.to(dtype)
+            gradient = gradient.to(dtype)
+            torch.mm(gradient, cast_weight, out=d_hidden[part]).mul_(shares.unsqueeze(1))
+            inputs = hidden[part] * shares.unsqueeze(1)
+            if dtype == weight.dtype:
+                d_weight.addmm_(gradient.t(), inputs)
+                d_bias.addmv_(gradient.t(), shares)
+            else:
+                d_weight += gradient.t() @ inputs
+                d_bias += gradient.t() @ shares
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod

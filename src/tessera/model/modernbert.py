@@ -218,15 +218,15 @@ class Layer(nn.Module):
         if keep is not None:
             x, attended = x.index_select(0, keep), attended.index_select(0, keep)
             dropout_keys = None if dropout_keys is None else dropout_keys.index_select(0, keep)
-        x = x + self._drop(self.attn.Wo(attended), dropout_keys)
+        x = self._add(x, self.attn.Wo(attended), dropout_keys)
         return x + self.mlp(self.mlp_norm(x))
 
-    def _drop(self, x: Tensor, keys: Tensor | None) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, keys: Tensor | None) -> Tensor:
         if not self.training or not self.dropout:
-            return x
+            return x + branch
         if keys is None:
-            return nn.functional.dropout(x, self.dropout)
-        return x * dropout_mask(keys, x.size(1), self.dropout)
+            return x + nn.functional.dropout(branch, self.dropout)
+        return torch.addcmul(x, branch, dropout_mask(keys, x.size(1), self.dropout))
 
 
 class Attention(nn.Module):
@@ -242,8 +242,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, packing: Packing, turn: Rotary) -> Tensor:
         """(T, D) -> (T, D), which the layer puts through `Wo` where it is needed."""
         qkv = self.Wqkv(x).unflatten(1, (3, self.heads, -1))  # (T, 3D) -> (T, 3, H, D/H)
-        q, k = rotate(qkv[:, :2], turn).unbind(1)
-        return attend(q, k, qkv[:, 2], packing, self.window).flatten(1)  # -> (T, D)
+        return attend(*rotate(qkv, turn), packing, self.window).flatten(1)  # -> (T, D)
 
 
 class GatedMLP(nn.Module):

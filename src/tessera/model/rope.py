@@ -3,8 +3,11 @@
 Legend: `T` token slots, `H` heads, `D` channels of a head.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Rotary = tuple[Tensor, Tensor]
 """(T, D/2) float32 cosines and sines."""
@@ -24,14 +27,45 @@ def rotary(positions: Tensor, head_size: int, theta: float) -> Rotary:
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, turn: Rotary) -> Tensor:
-    """Turn each token's channels by its angles, in float32 whatever the type of `x`.
+def rotate(qkv: Tensor, turn: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn the channels of queries and keys, in float32 whatever their type.
 
     Args:
-        x: (T, ..., D); the dimensions between are heads, or queries and keys and heads.
-        turn: what `rotary` returned.
+        qkv: (T, 3, H, D) queries, keys and values.
+        turn: what `rotary` returned for each of the T tokens.
+
+    Returns:
+        Queries and keys, turned, and values, (T, H, D) each.
     """
-    shape = (-1, *(1,) * (x.dim() - 2), x.size(-1) // 2)
-    cos, sin = (part.view(shape) for part in turn)
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+    return _Rotate.apply(qkv, *turn)
+
+
+class _Rotate(torch.autograd.Function):
+    """Its own backward pass, since that is to lay the three gradients side by side only once."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = qkv.unbind(1)
+        turned_q, turned_k = torch.empty_like(q), torch.empty_like(k)
+        _turn_into(turned_q, q, cos, sin)
+        _turn_into(turned_k, k, cos, sin)
+        return turned_q, turned_k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        d_qkv = d_v.new_empty(d_v.size(0), 3, *d_v.shape[1:])
+        _turn_into(d_qkv[:, 0], d_q, cos, -sin)
+        _turn_into(d_qkv[:, 1], d_k, cos, -sin)
+        d_qkv[:, 2].copy_(d_v)
+        return d_qkv, None, None
+
+
+def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (T, D/2) -> (T, 1, D/2)
+    left, right = x.to(cos.dtype).chunk(2, dim=-1)
+    to_left, to_right = out.chunk(2, dim=-1)
+    to_left.copy_(torch.mul(left, cos).addcmul_(right, sin, value=-1))
+    to_right.copy_(torch.mul(right, cos).addcmul_(left, sin))
