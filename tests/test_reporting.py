@@ -374,7 +374,11 @@ def test_steps_trained_again_after_a_restart_count_once(tmp_path, until):
 def test_names_cannot_break_the_page(tmp_path, monkeypatch):
     odd = '$x$&<script>alert(1)</script>"%s{}'
     monkeypatch.setitem(WEIGHTS, odd, 0.2)
-    folder = write_run(tmp_path / "<b>run</b> & $x$", records_of_a_phase(steps=20))
+    records = list(records_of_a_phase(steps=20))
+    for record in records:
+        if record["kind"] == "evaluation":
+            record["sources"][odd] = record["sources"]["web"]
+    folder = write_run(tmp_path / "<b>run</b> & $x$", records)
     page = page_of([folder], tmp_path)
     assert {tag for tag, _ in Elements(page).found}.isdisjoint({"script"})
     assert "<script" not in page and "<b>run" not in page
