@@ -396,6 +396,18 @@ def test_an_old_evaluation_is_not_passed_off_as_the_end(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("planned", "said"),
+    [("2_000_000tok", "335k of 2M tokens"), ("400ba", "50 of 400 steps"), ("50ba", None)],
+)
+def test_a_phase_that_is_not_done_says_so(tmp_path, planned, said):
+    records = list(records_of_a_phase(steps=50))
+    folder = write_run(tmp_path / "run", records, {"duration": planned})
+    table = summary_table([folder])
+    assert said is None or f"run: it has trained {said}." in table
+    assert ("it has trained" in table) == (said is not None)
+
+
 def test_a_falling_masking_rate_is_drawn_and_a_constant_one_is_not(tmp_path, chain):
     assert "Masking rate" not in page_of(chain, tmp_path)
     config = {"train_data": {"masking": {"rate": 0.3, "final_rate": 0.1}}}

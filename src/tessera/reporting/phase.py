@@ -50,6 +50,11 @@ class Phase:
         return float(self.columns["tokens"][-1])
 
     @property
+    def documents(self) -> float:
+        """Documents, or pieces of them, trained on; NaN if not recorded."""
+        return _sum(self.column("documents"))
+
+    @property
     def seconds(self) -> float:
         """Time spent in steps; NaN if not recorded."""
         return _sum(self.column("step_seconds"))

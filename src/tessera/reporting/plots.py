@@ -26,7 +26,8 @@ from tessera.reporting.canvas import (
 from tessera.reporting.phase import Evaluation, Phase, source_names
 
 SMOOTHED_SHARE = 0.02
-"""A smoothed curve is the running mean over this share of a phase's steps."""
+"""A smoothed curve is the running mean over this share of a phase's steps, or over a few."""
+FEWEST_SMOOTHED = 9
 
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
 _MOST_POINTS = 500
@@ -143,7 +144,7 @@ def _noisy(canvas: Canvas, values: Callable[[Phase], np.ndarray]) -> float | Non
             canvas.axes.fill_between(places[cuts], low, high, color=TRAIN, alpha=0.25, lw=0)
         else:
             canvas.axes.plot(places, raw, color=TRAIN, alpha=0.35, linewidth=0.6)
-        smooth = running_mean(raw, max(1, round(SMOOTHED_SHARE * raw.size)))
+        smooth = running_mean(raw, max(FEWEST_SMOOTHED, round(SMOOTHED_SHARE * raw.size)))
         shown = _thinned(smooth.size)
         canvas.axes.plot(places[shown], smooth[shown], color=TRAIN, linewidth=1.6)
         end = float(smooth[-1])

@@ -20,6 +20,9 @@ from tessera.reporting.canvas import (
 from tessera.reporting.metrics import read_chain
 from tessera.reporting.phase import Phase, source_names
 
+_SMOOTHED = (
+    f"the mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps, {plots.FEWEST_SMOOTHED} at least"
+)
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; LIGHT }
 @media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2126; DARK } }
@@ -141,8 +144,7 @@ def _loss(phases: Sequence[Phase]) -> str:
     if wide is None or narrow is None:
         return ""
     said = [
-        "Grey: the training loss of every step, pale, and its mean over "
-        f"{plots.SMOOTHED_SHARE:.0%} of a phase's steps.",
+        f"Grey: the training loss of every step, pale, and {_SMOOTHED}.",
         "Colours: validation loss, on texts and masks that never change.",
         _masking(phases),
     ]
@@ -172,7 +174,7 @@ def _masking(phases: Sequence[Phase]) -> str:
 
 
 def _curves(phases: Sequence[Phase]) -> str:
-    smoothed = f"Pale: every step. Line: mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps."
+    smoothed = f"Pale: every step. Line: {_SMOOTHED}."
     figures = [
         ("Validation accuracy", plots.accuracy_figure, "How many masked tokens the model guesses."),
         ("Learning rate", plots.learning_rate_figure, ""),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tessera.quantities import Duration
 from tessera.reporting.canvas import short_number
 from tessera.reporting.phase import Phase, source_names
 
@@ -29,7 +30,7 @@ def rows(phases: Sequence[Phase]) -> list[Row]:
         row("tokens", lambda phase: short_number(phase.tokens)),
         row("steps", lambda phase: f"{phase.steps:,}"),
         row("time in steps", lambda phase: duration(phase.seconds)),
-        ("validation loss", []),
+        *([("validation loss", [])] if any(phase.evaluations for phase in phases) else []),
         *(row(f"  {name}", loss(name)) for name in source_names(phases)),
         row("tokens per second", lambda phase: number(phase.tokens_per_second, "short")),
         row("FLOP utilisation", lambda phase: number(phase.flop_utilisation, ".1%")),
@@ -88,7 +89,7 @@ def notes(phases: Sequence[Phase]) -> list[str]:
     """What a reader of the numbers should know about the records, one sentence each."""
     found = []
     for phase in phases:
-        remarks = list(phase.notes)
+        remarks = [*phase.notes, *_unfinished(phase)]
         lost = int((~np.isfinite(phase.column("loss"))).sum())
         if lost:
             remarks.append(f"{lost:,} {'step has' if lost == 1 else 'steps have'} no finite loss")
@@ -125,6 +126,19 @@ def number(value: float, form: str) -> str:
 def listed(items: Sequence[str]) -> str:
     """One, two and three."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def _unfinished(phase: Phase) -> list[str]:
+    """How far a phase is that has not reached the duration of its configuration."""
+    text = phase.setting("duration")
+    if text is None:
+        return []
+    planned = Duration.parse(text)
+    done = {"tok": phase.tokens, "ba": phase.steps, "sp": phase.documents}[planned.unit]
+    if not done < planned.value:
+        return []
+    unit = {"tok": "tokens", "ba": "steps", "sp": "documents"}[planned.unit]
+    return [f"it has trained {short_number(done)} of {short_number(planned.value)} {unit}"]
 
 
 def _final(phase: Phase, what: str) -> dict[str, float]:
