@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _SLOTS = 32
 _DOWNLOAD_TIMEOUT_SECONDS = 300.0
+_FIRST_PAUSE_SECONDS = 0.5
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,6 +47,7 @@ class ShardCache:
         *,
         limit_bytes: int | None = None,
         attempts: int = 3,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         """Describe the cache; nothing is written before something has to be fetched.
 
@@ -57,13 +59,15 @@ class ShardCache:
             shards: All shards of the index.
             limit_bytes: Shards that were fetched are evicted, oldest first, beyond this.
             attempts: How often a fetch is tried before it fails.
+            release: Called when only shards that are being read could be evicted: closes those of
+                this process.
 
         Raises:
             ValueError: the limit cannot hold enough shards to work with.
         """
         self.folder = folder
         self._source, self._remote, self._shards = source, remote, shards
-        self._limit_bytes, self._attempts = limit_bytes, attempts
+        self._limit_bytes, self._attempts, self._release = limit_bytes, attempts, release
         self._locks = FolderLocks(folder, source)
         self._streams: dict[tuple[int, int], Any] = {}
         self._prefetcher: Prefetcher | None = None
@@ -151,7 +155,13 @@ class ShardCache:
                 return True
             staging = self._locks.folder / slot
             try:
-                self._make_room(_bytes_to_fetch(self._shards[number]), lock, slot)
+                needed_bytes = _bytes_to_fetch(self._shards[number])
+                if not self._make_room(needed_bytes, lock, slot):
+                    if not wait:
+                        return True  # a prefetch is not worth more than the limit
+                    self._release()
+                    if not self._make_room(needed_bytes, lock, slot):
+                        self._warn_once()
                 file = self._download(number, staging)
                 self.path(number).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, self.path(number))
@@ -174,20 +184,30 @@ class ShardCache:
                 stream.prepare_shard(reader)
                 return staging / shard.raw.basename
             except Exception as error:  # each kind of remote raises its own
-                if getattr(error, "errno", None) in _NO_SPACE:
-                    raise CacheError(
-                        f"source '{self._source}': no space left for {self.folder}; free some, or "
-                        "set or lower cache_limit"
-                    ) from error
-                if attempt == self._attempts:
-                    message = f"cannot be fetched from {self._remote} ({error})"
-                    raise FetchFailed(message) from error
+                if attempt == self._attempts or getattr(error, "errno", None) in _NO_SPACE:
+                    raise self._explained(error, shard, staging) from error
                 log.warning(
                     "source '%s': attempt %d to fetch %s from %s failed: %s",
                     *(self._source, attempt, shard.raw.basename, self._remote, error),
                 )
-                time.sleep(0.5 * 2**attempt)
+                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _explained(self, error: Exception, shard: ShardEntry, staging: Path) -> ValueError:
+        """Whose fault it is: the shard's if it is missing, or arrived and was not right."""
+        if getattr(error, "errno", None) in _NO_SPACE:
+            return CacheError(
+                f"source '{self._source}': no space left for {self.folder}; free some, or set or "
+                "lower cache_limit"
+            )
+        problem = f"cannot be fetched from {self._remote} ({error})"
+        arrived = (staging / (shard.compressed or shard.raw).basename).exists()
+        if arrived or isinstance(error, FileNotFoundError):
+            return FetchFailed(problem)
+        return CacheError(
+            f"source '{self._source}': {shard.raw.basename} {problem}; nothing says that the shard "
+            "is bad: check that the remote can be reached and read, and start again"
+        )
 
     def _stream(self, shard: ShardEntry) -> Any:
         """Streaming's client for the remote: one per thread, since not all may be shared."""
@@ -208,14 +228,18 @@ class ShardCache:
         stream.validate_hash = next((name for name in hashes if is_hash(name)), None)
         return stream
 
-    def _make_room(self, needed_bytes: int, lock: int, slot: str) -> None:
+    def _make_room(self, needed_bytes: int, lock: int, slot: str) -> bool:
         """Evict until what is here, on its way here, and needed now, is within the limit.
+
+        Returns:
+            False if it is not, although nothing more may be evicted.
 
         Args:
             needed_bytes: What this process is about to fetch.
             lock: Descriptor of its slot's lock, in which the amount is noted for the others.
             slot: That slot.
         """
+        excess = 0
         with self._locks.holding("room"):
             kept = self._kept()
             if self._limit_bytes is not None:
@@ -227,9 +251,9 @@ class ShardCache:
                         break
                     if basename not in kept and _evict(self.folder / basename):
                         excess -= size
-                self._warn_if(excess)
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(needed_bytes).encode(), 0)
+        return excess <= 0
 
     def _reserved_bytes(self, *, except_for: str) -> int:
         """What the other slots are fetching; clears those that a killed process left behind."""
@@ -262,13 +286,13 @@ class ShardCache:
             write_whole(record, json.dumps(names).encode())
         return set(json.loads(record.read_text()))
 
-    def _warn_if(self, excess_bytes: int) -> None:
-        if excess_bytes > 0 and not self._warned:
+    def _warn_once(self) -> None:
+        if not self._warned:
             self._warned = True
             log.warning(
-                "source '%s': %s exceeds its cache_limit by %d bytes, since all shards in it are "
-                "being read, or were there before it became a cache; raise cache_limit",
-                *(self._source, self.folder, excess_bytes),
+                "source '%s': %s exceeds its cache_limit, since all shards in it are being read, "
+                "or were there before it became a cache; raise cache_limit",
+                *(self._source, self.folder),
             )
 
 
@@ -291,7 +315,7 @@ def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> by
         except Exception:
             if attempt == attempts:
                 raise
-            time.sleep(0.5 * 2**attempt)
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     raise AssertionError("unreachable")

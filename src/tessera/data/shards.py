@@ -206,7 +206,8 @@ class Shard:
                 else self._words[begin + 4 * variable.index(other)].astype(np.int64)
             )
             if other == name:
-                if (start + size > end).any():
+                last = name == layout.names[-1]
+                if (start + size != end if last else start + size > end).any():
                     raise ValueError(f"its column '{name}' is damaged")
                 return start, size
             start = start + size

@@ -86,6 +86,7 @@ class Source:
                 *(name, self.folder, remote or str(self.folder), shards),
                 limit_bytes=cache_limit_bytes if remote is not None else None,
                 attempts=attempts,
+                release=self._unmap_all,
             )
         self._open_limit_bytes = cache_limit_bytes // 2 if cache_limit_bytes else None
         self._open: OrderedDict[int, Shard] = OrderedDict()
@@ -122,10 +123,13 @@ class Source:
 
     def close(self) -> None:
         """Unmap every shard and stop the background threads."""
-        self._open.clear()
-        self._open_bytes = 0
+        self._unmap_all()
         if self._cache is not None:
             self._cache.close()
+
+    def _unmap_all(self) -> None:
+        self._open.clear()
+        self._open_bytes = 0
 
     def _shard(self, number: int) -> Shard:
         """The shard, opened and the most recently used."""
@@ -252,7 +256,14 @@ class Source:
 
     def _read_summary(self) -> dict[str, Any]:
         path = self.folder / SUMMARY
-        return json.loads(path.read_text()) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            return dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"source '{self.name}': {path} is damaged ({error}); prepare or copy it again"
+            ) from error
 
 
 def _open_shards() -> int:
