@@ -54,10 +54,12 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .wide { display: none; }
 .grid { display: grid; gap: 2rem 2.2rem; margin-top: 2.2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.bar { position: relative; height: .85rem; min-width: 5.5rem; background: var(--card); }
+.bar { position: relative; height: .85rem; min-width: 2.2rem; background: var(--card); }
 .bar > i { position: absolute; inset: 0 auto 0 0; }
 .bar > b { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--ink); }
-.mixture { width: 100%; max-width: 46rem; }
+.mixture { width: 100%; max-width: 46rem; font-size: .88rem; }
+.mixture th, .mixture td { padding: .3rem .28rem; min-width: 0; overflow-wrap: normal; }
+.mixture th:first-child { overflow-wrap: anywhere; min-width: 4.3rem; padding-left: 0; }
 .mixture td:nth-child(2) { width: 45%; }
 details { border-top: 1px solid var(--grid); }
 summary { cursor: pointer; padding: .55rem 0; }
@@ -229,8 +231,8 @@ def _mixture(phases: Sequence[Phase]) -> str:
             cells = [
                 f'<div class="bar"><i style="width:{100 * share:.2f}%; '
                 f'background:var(--source-{number % HUES})"></i>{mark}</div>',
-                f"{share:.2%}",
-                f"{aim:.2%}" if aim is not None else summary.NOTHING,
+                f"{share:.1%}",
+                f"{aim:.1%}" if aim is not None else summary.NOTHING,
                 short_number(tokens.get(name, 0.0)),
                 str(epochs[name] + 1) if name in epochs else summary.NOTHING,
             ]
