@@ -96,7 +96,7 @@ def settings(corpus: Path, run_folder: Path, **changes: object) -> dict:
 
 
 def write_yaml(path: Path, plain: dict) -> Path:
-    path.write_text(yaml.safe_dump(plain))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False))
     return path
 
 
@@ -132,3 +132,47 @@ TIMED = ("step_seconds", "tokens_per_second", "mfu", "loader_wait_seconds")
 def untimed(records: list[dict]) -> list[dict]:
     """Records without what depends on how fast the machine is."""
     return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+def train(plain: dict) -> int:
+    """A whole run in this process; returns its exit status."""
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.run import build_run
+
+    return build_run(decode(RunConfig, plain, "test")).fit()
+
+
+def read(run_folder: Path, step: int | None = None) -> dict:
+    """Composer's state in a checkpoint; the newest if no step is given."""
+    from tessera.checkpoints.safe_files import load_pickled_tensors
+    from tessera.training.folder import checkpoint_path
+
+    path = run_folder / "checkpoints" / "latest"
+    return load_pickled_tensors(checkpoint_path(run_folder, step) if step else path)["state"]
+
+
+def same_training_state(one: dict, other: dict) -> bool:
+    """Whether weights, moments, clock and our record are bit for bit the same."""
+    import torch
+
+    def flat(value):
+        if isinstance(value, dict):
+            return {k: flat(v) for k, v in value.items()}
+        if isinstance(value, torch.Tensor):
+            return (str(value.dtype), value.numpy().tobytes())
+        return [flat(v) for v in value] if isinstance(value, list) else value
+
+    records = [dict(state["callbacks"]["RunRecord"]) for state in (one, other)]
+    for record in records:
+        config = json.loads(record["run_config"])
+        record["run_config"] = {k: v for k, v in config.items() if k != "run_folder"}
+    clocks = [
+        {k: v for k, v in state["timestamp"]["Timestamp"].items() if "wct" not in k}
+        for state in (one, other)
+    ]
+    return (
+        records[0] == records[1]
+        and clocks[0] == clocks[1]
+        and all(flat(one[part]) == flat(other[part]) for part in ("model", "optimizers"))
+    )

@@ -21,6 +21,10 @@ from pathlib import Path
 from typing import IO
 
 STOPPING = b"stopping"
+PATIENCE_SECONDS = 5.0
+"""How long to wait for a lock: a killed run's is free at once."""
+STOPPING_SECONDS = 600.0
+"""How long to wait for a run that has said it is stopping: it may be saving a large model."""
 _NAME = re.compile(r"step(\d+)\.pt")
 
 
@@ -39,7 +43,7 @@ class Lock:
         os.close(self._file)
 
 
-def lock(folder: Path, *, patience_seconds: float = 5.0, stopping_seconds: float = 600.0) -> Lock:
+def lock(folder: Path) -> Lock:
     """Take the lock of a run folder, waiting a moment for a run that is just ending.
 
     Raises:
@@ -57,7 +61,7 @@ def lock(folder: Path, *, patience_seconds: float = 5.0, stopping_seconds: float
                 _warn_unlocked(folder, error)
                 break
         ending = os.pread(file, len(STOPPING), 0) == STOPPING
-        if time.monotonic() - begin > (stopping_seconds if ending else patience_seconds):
+        if time.monotonic() - begin > (STOPPING_SECONDS if ending else PATIENCE_SECONDS):
             os.close(file)
             raise ValueError(
                 f"{folder} is in use: another run is training there. Two would write over each "
