@@ -1,14 +1,47 @@
 """One call for attention within packed documents, and the choice of what serves it."""
 
+import difflib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tessera.model.attention import sdpa
+from tessera.model.attention import flash, flex, sdpa
 from tessera.model.attention.packing import Packing
 
-_BACKENDS = {"sdpa": sdpa}
+log = logging.getLogger(__name__)
+
+Missing = Callable[[torch.device, torch.dtype, int], str | None]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of `attend`."""
+
+    attend: Callable[[Tensor, Tensor, Tensor, Packing, int | None], Tensor]
+    missing: Missing
+    """Of a device, a type and a head size: why it cannot serve there, or None."""
+    prepare: Callable[[Tensor, int, int | None], Any] = lambda cu_seqlens, tokens, window: None
+    """What it computes once for all layers of a window, from `cu_seqlens` and T."""
+
+
+BACKENDS = {
+    "flash-attn-3": Backend(flash.attend_flash_attn_3, flash.missing_flash_attn_3),
+    "flash-attn-4": Backend(flash.attend_flash_attn_4, flash.missing_flash_attn_4),
+    "flash-attn-2": Backend(flash.attend_flash_attn_2, flash.missing_flash_attn_2),
+    "torch-varlen": Backend(flash.attend_torch_varlen, flash.missing_torch_varlen),
+    "flex": Backend(flex.attend, flex.missing, flex.prepare),
+    "sdpa": Backend(sdpa.attend, sdpa.missing, sdpa.prepare),
+}
+"""By name, the one that `auto` prefers first.
+
+The order is fixed rather than measured at each start, because a run that is resumed must choose
+again what it chose before; `benchmarks/train_step.py --attention all` measures it.
+"""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
@@ -24,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None
     Returns:
         (T, H, D).
     """
-    return _BACKENDS[packing.backend].attend(q, k, v, packing, window)
+    return BACKENDS[packing.backend].attend(q, k, v, packing, window)
 
 
 def prepare(
@@ -39,11 +72,50 @@ def prepare(
         tokens: T.
         windows: those that `attend` will be called with.
     """
-    prepared = {w: _BACKENDS[backend].prepare(cu_seqlens, tokens, w) for w in windows}
+    prepared = {w: BACKENDS[backend].prepare(cu_seqlens, tokens, w) for w in windows}
     return Packing(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, backend=backend, prepared=prepared)
 
 
 @cache
 def choose(name: str, device: torch.device, dtype: torch.dtype, head_size: int) -> str:
-    """The backend to use for a model's attention, once for the whole run."""
-    return "sdpa"
+    """The backend that a model uses for all of its attention.
+
+    Args:
+        name: one of `BACKENDS`, or 'auto' for the first of them that can serve.
+        device: of the model.
+        dtype: of queries, keys and values: autocast's, if it is on.
+        head_size: D.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot serve here.
+    """
+    if name not in BACKENDS and name != "auto":
+        close = difflib.get_close_matches(name, ["auto", *BACKENDS], n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ValueError(
+            f"attention: unknown backend '{name}'; {hint}There are auto, {', '.join(BACKENDS)}"
+        )
+    reasons = dict(survey(device, dtype, head_size))
+    able = [backend for backend, reason in reasons.items() if reason is None]
+    if name != "auto" and reasons[name]:
+        raise ValueError(
+            f"attention: '{name}' cannot serve on this machine: {reasons[name]}. "
+            f"Use 'auto', or force one that can: {', '.join(able)}"
+        )
+    chosen = able[0] if name == "auto" else name
+    log.info("attention: %s on %s in %s", chosen, device, dtype)
+    return chosen
+
+
+def survey(
+    device: torch.device | None = None, dtype: torch.dtype | None = None, head_size: int = 64
+) -> list[tuple[str, str | None]]:
+    """Every backend with the reason why it cannot serve here, or None.
+
+    Without arguments: on this machine's GPU in bfloat16, or on its CPU in float32.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return [(name, b.missing(device, dtype, head_size)) for name, b in BACKENDS.items()]
