@@ -73,11 +73,15 @@ def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
     """
     name = str(path_or_id)
     files = _read_files(name)
-    backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+    try:
+        backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+        parsed = {file: json.loads(text) for file, text in files.items()}
+    except Exception as error:  # tokenizers raises no narrower one
+        raise ValueError(f"tokenizer {name} is damaged: {error}; save or train it again") from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-    tokens = _special_tokens(files, name)
+    tokens = _special_tokens(parsed, name)
     found = {role: backend.token_to_id(token) for role, token in tokens.items()}
     ids = {role: number for role, number in found.items() if number is not None}
     missing = [role for role in ROLES if role not in ids]
@@ -136,17 +140,17 @@ def _files_from_transformers(name: str) -> dict[str, str]:
     return files
 
 
-def _special_tokens(files: dict[str, str], name: str) -> dict[str, str]:
+def _special_tokens(files: dict[str, Any], name: str) -> dict[str, str]:
     """Which token plays each role: from the files, else by the defaults of transformers' class."""
     tokens: dict[str, str] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for role, token in json.loads(files.get(file, "{}")).items():
+        for role, token in files.get(file, {}).items():
             if role in ROLES and token:
                 tokens[role] = token["content"] if isinstance(token, dict) else token
     if all(role in tokens for role in ROLES):
         return tokens
-    config = json.loads(files.get("tokenizer_config.json", "{}"))
-    if config.get("tokenizer_class") in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
+    named = files.get("tokenizer_config.json", {}).get("tokenizer_class")
+    if named in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
         return tokens  # these have no defaults
     rest = json.loads(_files_from_transformers(name)["special_tokens_map.json"])
     return rest | tokens

@@ -1,0 +1,238 @@
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+from tessera.data.tokenizer import ROLES, load_tokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TEXT = (
+    "The tiles of a mosaic, laid into rows: each row is full. " * 3
+    + "def tile(row):\n    return row"
+)
+
+
+def byte_level(vocab_size=400, *, special=SPECIAL, text=TEXT):
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.decoder = decoders.ByteLevel()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(
+        [text],
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[AddedToken(t, lstrip=t == "[MASK]", special=True) for t in special],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return backend
+
+
+def word_piece():
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=80, special_tokens=SPECIAL, show_progress=False)
+    backend.train_from_iterator([TEXT], trainer)
+    return backend
+
+
+def save(backend, folder, **roles):
+    folder.mkdir(exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL} | roles
+    names = {role: token for role, token in names.items() if token}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_ids_are_the_tokenizers_own_and_never_assumed(tmp_path):
+    order = ["[MASK]", "[SEP]", "[UNK]", "[PAD]", "[CLS]"]
+    loaded = load_tokenizer(save(byte_level(special=order), tmp_path / "t"))
+    assert (loaded.mask_id, loaded.sep_id, loaded.pad_id, loaded.cls_id) == (0, 1, 3, 4)
+    assert loaded.special_ids.tolist() == [0, 1, 2, 3, 4]
+    assert loaded.size == loaded.backend.get_vocab_size()
+
+
+def test_size_counts_to_the_largest_id_even_with_gaps(tmp_path):
+    vocabulary = {token: i for i, token in enumerate(SPECIAL)} | {"a": 70_000}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
+    backend.add_special_tokens(SPECIAL)
+    loaded = load_tokenizer(save(backend, tmp_path / "t"))
+    assert loaded.size == 70_001
+    assert loaded.encode_batch(["a"])[0].tolist() == [70_000]
+    assert loaded.encode_batch(["a"])[0].dtype == np.uint32
+
+
+def test_encoding_adds_no_special_tokens_and_finds_none_in_the_text(tmp_path):
+    loaded = load_tokenizer(save(byte_level(), tmp_path / "t"))
+    texts = ["a tile", "", "the [MASK] and [SEP] of a paper", "cafe\u0301 \u96c5"]
+    encoded = loaded.encode_batch(texts)
+    assert [ids.dtype for ids in encoded] == [np.uint16] * 4
+    assert len(encoded[1]) == 0
+    for text, ids in zip(texts, encoded, strict=True):
+        assert not np.isin(ids, loaded.special_ids).any()
+        assert loaded.decode(ids) == text.replace("e\u0301", "\u00e9")
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tmp_path):
+    backend = byte_level()
+    backend.enable_truncation(4)
+    backend.enable_padding(length=4)
+    short, long = load_tokenizer(save(backend, tmp_path / "t")).encode_batch(["a", TEXT])
+    assert len(short) == 1
+    assert len(long) > 20
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_tokenizer_without_a_needed_token_is_refused_by_name(tmp_path, role):
+    with pytest.raises(ValueError, match=f"has no {role}, which .*train_tokenizer.py"):
+        load_tokenizer(save(byte_level(), tmp_path / "t", **{role: None}))
+    with pytest.raises(ValueError, match=f"has no {role}"):
+        load_tokenizer(save(byte_level(), tmp_path / "t", **{role: "[NOWHERE]"}))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "data/demo/none"])
+def test_a_missing_folder_is_not_taken_for_a_name_on_the_hub(name):
+    with pytest.raises(ValueError, match=f"tokenizer {name}.*no such folder"):
+        load_tokenizer(name)
+
+
+def test_an_empty_folder_is_reported(tmp_path):
+    with pytest.raises(ValueError, match="the folder is empty"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_damaged_file_is_reported(tmp_path):
+    folder = save(byte_level(), tmp_path / "t")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer .*/t is damaged: EOF"):
+        load_tokenizer(folder)
+
+
+def test_transformers_saves_a_tokenizer_of_the_same_fingerprint(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = save(byte_level(), tmp_path / "t")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    loaded, again = load_tokenizer(folder), load_tokenizer(tmp_path / "again")
+    assert loaded.fingerprint == again.fingerprint
+    assert loaded.encode_batch([TEXT])[0].tolist() == again.encode_batch([TEXT])[0].tolist()
+    expected = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False)["input_ids"]
+    assert loaded.encode_batch([TEXT])[0].tolist() == expected
+
+
+def test_fingerprint_is_the_same_for_older_ways_to_write_the_same(tmp_path):
+    folder = save(byte_level(), tmp_path / "t")
+    fingerprint = load_tokenizer(folder).fingerprint
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts["model"]["merges"] = [
+        merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]
+    ]
+    del parts["model"]["ignore_merges"], parts["model"]["byte_fallback"]
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    assert load_tokenizer(folder).fingerprint == fingerprint
+
+
+def test_fingerprint_is_pinned(tmp_path):
+    """Shards of years ago must be recognised: a change of this value is a change of the format."""
+    backend = Tokenizer(
+        models.BPE(
+            {"a": 5, "b": 6, "ab": 7} | dict(zip(SPECIAL, range(5), strict=True)), [("a", "b")]
+        )
+    )
+    backend.add_special_tokens(SPECIAL)
+    assert (
+        load_tokenizer(save(backend, tmp_path / "t")).fingerprint
+        == "ae92ae0dbda5bee9a4a5918922b9f32a"
+    )
+
+
+def test_fingerprint_changes_with_whatever_changes_the_ids(tmp_path):
+    def fingerprint(name, change=lambda backend: None, **roles):
+        backend = byte_level()
+        change(backend)
+        return load_tokenizer(save(backend, tmp_path / name, **roles)).fingerprint
+
+    def lower(backend):
+        backend.normalizer = normalizers.Lowercase()
+
+    def split_digits(backend):
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(), backend.pre_tokenizer]
+        )
+
+    def no_template(backend):
+        backend.post_processor = tokenizers.processors.ByteLevel()
+
+    plain = fingerprint("plain")
+    different = {
+        fingerprint("lower", lower),
+        fingerprint("digits", split_digits),
+        fingerprint("more", lambda backend: backend.add_tokens(["tessera"])),
+        fingerprint("roles", mask_token="[UNK]"),  # noqa: S106
+        fingerprint("merged", lambda backend: backend.train_from_iterator(["xyxyxyxy"])),
+    }
+    assert len(different | {plain}) == 6
+    assert fingerprint("template", no_template) == plain
+
+
+def words_from_starts(loaded, text):
+    """Group the tokens of a text into words by `word_starts` alone."""
+    words = []
+    for token in loaded.encode_batch([text])[0]:
+        if loaded.word_starts[token] or not words:
+            words.append([])
+        words[-1].append(token)
+    return [loaded.decode(word).strip() for word in words]
+
+
+def test_words_of_a_byte_level_tokenizer_begin_at_spaces_and_punctuation(tmp_path):
+    loaded = load_tokenizer(save(byte_level(), tmp_path / "t"))
+    text = "Some unseen words, na\u00efve snake_case too.\nNext"
+    expected = ["Some", "unseen", "words", ",", "na\u00efve", "snake_case", "too", ".", "", "Next"]
+    found = [word for word in words_from_starts(loaded, text)]
+    assert found[:8] == expected[:8]
+    assert any(len(loaded.encode_batch([word])[0]) > 1 for word in expected)
+
+
+def test_words_of_word_piece_begin_where_there_is_no_prefix(tmp_path):
+    loaded = load_tokenizer(save(word_piece(), tmp_path / "t"))
+    tokens = {number: token for token, number in loaded.backend.get_vocab().items()}
+    assert loaded.word_starts.tolist() == [
+        not tokens[i].startswith("##") for i in range(loaded.size)
+    ]
+    assert not loaded.word_starts.all()
+
+
+def test_a_tokenizer_that_does_not_show_words_says_so(tmp_path):
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, "a", "b"])}, []))
+    backend.add_special_tokens(SPECIAL)
+    assert load_tokenizer(save(backend, tmp_path / "t")).word_starts is None
+
+
+def test_files_restore_the_tokenizer(tmp_path):
+    loaded = load_tokenizer(save(byte_level(), tmp_path / "t"))
+    (tmp_path / "copy").mkdir()
+    for name, text in loaded.files.items():
+        (tmp_path / "copy" / name).write_text(text)
+    assert load_tokenizer(tmp_path / "copy").fingerprint == loaded.fingerprint
+
+
+def test_roles_that_only_transformers_class_knows_are_found(tmp_path):
+    """BERT's own folders leave them to the class."""
+    folder = save(word_piece(), tmp_path / "t")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    assert load_tokenizer(folder).mask_id == SPECIAL.index("[MASK]")
