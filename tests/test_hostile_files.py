@@ -316,6 +316,10 @@ def test_what_is_no_checkpoint_is_refused(in_folder):
         refused(in_folder / name)
     (in_folder / "folder").mkdir()
     refused(in_folder / "folder", "neither")
+    (in_folder / "folder" / "latest").symlink_to(".")
+    refused(in_folder / "folder", "neither")
+    (in_folder / "loop").symlink_to("loop")
+    refused(in_folder / "loop", "no such file")
     refused(in_folder / "absent.pt", "no such file")
     for name, value in {
         "list.pt": [1, 2],
@@ -404,6 +408,15 @@ def test_a_config_json_with_tricks_is_refused(text, in_folder):
     folder.mkdir()
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_checkpoint(folder)
+
+
+def test_a_tokenizer_of_garbage_is_refused(in_folder):
+    folder = in_folder / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(good_config()))
+    (folder / "tokenizer.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         read_checkpoint(folder)
 
 

@@ -221,6 +221,7 @@ def test_every_spelling_of_the_released_config_is_understood(spelling):
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_scaling"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types"),
         ({"layer_types": ["sliding_attention"] * 22}, "layer_types"),
         (

@@ -51,7 +51,7 @@ def make_run(folder):
             base,
             weights=weights,
             run_config=RUN_CONFIG,
-            progress={"steps": step, "tokens": tokens, "rows": 8 * step, "lr": 7e-4},
+            progress={**base.progress, "steps": step, "tokens": tokens, "lr": 7e-4},
             data={"fingerprint": "f", "lanes": [[step, 0, 3]]},
             max_seq_len=64,
         )
@@ -157,7 +157,8 @@ def test_the_card_says_what_its_reader_needs(released):
         "| code | 25.0 % |",
         "lr: 0.0007",
         "| web | 3.25 |",
-        "transformers",
+        "| torch, in training | 2.4.0 |",
+        "transformers, at release",
         "[MASK]",
     ):
         assert fact in card, fact
@@ -302,7 +303,7 @@ def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
     hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
     code = (
         "from tessera.checkpoints.importing import import_checkpoint\n"
-        f"import_checkpoint('org/name@{FIRST}', 'out.pt')\n"
+        f"import_checkpoint('org/name@{FIRST}', {str(tmp_path / 'out.pt')!r})\n"
     )
     environment = {
         **os.environ,
@@ -311,11 +312,7 @@ def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
         "HF_HUB_DISABLE_XET": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found, original = read_checkpoint(tmp_path / "out.pt"), read_checkpoint(released / FIRST)

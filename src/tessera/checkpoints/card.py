@@ -11,6 +11,7 @@ import yaml
 from tessera.checkpoints.checkpoint import Checkpoint
 
 _PACKAGES = ("tessera", "torch", "transformers", "mosaicml", "mosaicml-streaming", "torch-optimi")
+_UNNAMED = "ORG/NAME"
 
 
 def revision_name(phase: str, progress: Mapping[str, Any]) -> str:
@@ -31,6 +32,7 @@ def model_card(
     checkpoint: Checkpoint,
     *,
     name: str,
+    repository: str | None,
     license: str | None,
     scores: Mapping[str, Mapping[str, Any]],
     mask_token: str,
@@ -40,6 +42,7 @@ def model_card(
     Args:
         checkpoint: the model and how it was trained.
         name: of the revision.
+        repository: it is to be pushed to, `org/name`, if that is known.
         license: an identifier such as apache-2.0; None writes that none was chosen.
         scores: validation scores by source, each with `loss` and perhaps `accuracy`.
         mask_token: for the example.
@@ -54,14 +57,14 @@ def model_card(
     settings, progress = checkpoint.run_config, checkpoint.progress
     sections = [
         f"# {name}\n\nA ModernBERT encoder, with the state to continue its training from here.",
-        _usage(name, mask_token),
+        _usage(name, repository, mask_token),
         "## Model\n\n" + _table(_model_facts(checkpoint)),
         "## Where training stands\n\n" + _table(_position(checkpoint)),
         _continuation(checkpoint, name),
         "## Recipe\n\n" + (_recipe(settings) or "Not recorded in the checkpoint."),
         "## Data\n\n" + (_mixture(settings, progress) or "Not recorded in the checkpoint."),
         "## Evaluation\n\n" + (_scores(scores) or "Not evaluated at or before this step."),
-        "## Versions\n\n" + _table(_versions(settings)),
+        "## Versions\n\n" + _table(_versions(progress)),
         "## Licence\n\n" + (license or "No licence was chosen: ask the authors before using it."),
         "## Files\n\n`SHA256SUMS` lists the digest of every file (`sha256sum -c SHA256SUMS`). "
         "`restart/` holds the optimizer's moments (safetensors) and the position in the data "
@@ -71,7 +74,9 @@ def model_card(
     return f"---\n{front}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def index_card(entries: Sequence[Mapping[str, Any]], *, name: str, license: str | None) -> str:
+def index_card(
+    entries: Sequence[Mapping[str, Any]], *, repository: str | None, license: str | None
+) -> str:
     """The README.md above all revisions: one line each, in the order of training."""
     head = {
         **({"license": license} if license else {}),
@@ -92,20 +97,22 @@ def index_card(entries: Sequence[Mapping[str, Any]], *, name: str, license: str 
     titles = ["revision", "steps", "tokens of the phase", "learning rate", "validation loss"]
     newest = entries[-1]["revision"] if entries else ""
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n\n"
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"# {repository or 'Checkpoints of a pretraining run'}\n\n"
         "Every checkpoint of a pretraining run, each a revision (a branch of the repository, a "
         f"folder of the local release). The newest is `{newest}`.\n\n{_grid(titles, rows)}\n\n"
         "```python\nfrom transformers import AutoModelForMaskedLM\n"
-        f'model = AutoModelForMaskedLM.from_pretrained("{name}", revision="{newest}")\n```\n\n'
+        f'model = AutoModelForMaskedLM.from_pretrained("{repository or _UNNAMED}", '
+        f'revision="{newest}")\n```\n\n'
         "Training continues from any of them: download the revision and name its folder as "
         "`start_from`.\n"
     )
 
 
-def _usage(name: str, mask_token: str) -> str:
+def _usage(name: str, repository: str | None, mask_token: str) -> str:
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'fill = pipeline("fill-mask", model="REPOSITORY", revision="{name}")\n'
+        f'fill = pipeline("fill-mask", model="{repository or _UNNAMED}", revision="{name}")\n'
         f'fill("Paris is the {mask_token} of France.")\n```'
     )
 
@@ -122,7 +129,8 @@ def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "hidden size": config.hidden_size,
         "attention heads": config.num_attention_heads,
         "vocabulary": f"{config.vocab_size:,}",
-        "attention": f"every {every} layers global, else a window of {config.local_attention}",
+        "attention": f"global in 1 of {every} layers, a window of {config.local_attention} tokens "
+        "in the others",
         "RoPE theta, global / local": f"{config.global_rope_theta:g} / {config.local_rope_theta:g}",
         "longest training segment": checkpoint.max_seq_len or "not recorded",
     }
@@ -197,11 +205,17 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     return _grid(titles, rows) if rows else ""
 
 
-def _versions(settings: Mapping[str, Any]) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def _versions(progress: Mapping[str, Any]) -> dict[str, str]:
+    trained = progress.get("trained_with")
+    found = (
+        {f"{name}, in training": str(value) for name, value in trained.items()}
+        if isinstance(trained, Mapping)
+        else {}
+    )
+    found["python, at release"] = platform.python_version()
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            found[f"{package}, at release"] = version(package)
         except PackageNotFoundError:
             continue
     return found

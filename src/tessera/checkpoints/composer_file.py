@@ -102,7 +102,7 @@ def write(checkpoint: Checkpoint, out: str | Path) -> Path:
         "optimizers": _as_composer(checkpoint),
         "callbacks": {RECORD: {key: json.dumps(value) for key, value in record.items()}},
         "integrations": {},
-        "metadata": {"torch_version": str(torch.__version__)},
+        "metadata": {},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.writing-", dir=out.parent)
@@ -232,7 +232,21 @@ def progress_of(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str
         if groups and isinstance(groups[-1].get(key), float):
             progress[key] = groups[-1][key]
     name = state.get("run_name")
-    return {**progress, "run_name": name} if isinstance(name, str) else progress
+    if isinstance(name, str):
+        progress["run_name"] = name
+    versions = _versions(state.get("metadata"))
+    return {**progress, "trained_with": versions} if versions else progress
+
+
+def _versions(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict):
+        return {}
+    environment = metadata.get("composer_env_info")
+    found = {
+        "torch": metadata.get("torch_version"),
+        "composer": environment.get("composer_version") if isinstance(environment, dict) else None,
+    }
+    return {name: str(value) for name, value in found.items() if isinstance(value, str)}
 
 
 def _without_prefix(name: str) -> str:

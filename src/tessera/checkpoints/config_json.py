@@ -5,6 +5,7 @@ Version 5 writes `rope_parameters` and `layer_types` where version 4 had `global
 folder written under either loads in the other.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -27,6 +28,10 @@ _FIXED = {
 }
 """What this model always is; transformers' own defaults are the same."""
 
+
+_DROPOUTS = ("attention_dropout", "embedding_dropout", "mlp_dropout")
+
+_log = logging.getLogger(__name__)
 
 LARGEST_SIZE = 2**28
 """No size in a configuration is larger; the product of any two still counts in 64 bits."""
@@ -51,6 +56,9 @@ def read_config(where: object, config: dict[str, Any]) -> ModelConfig:
             raise CheckpointError(
                 f"{where}: {key} is {config[key]!r}; this model only has {only!r}"
             )
+    dropping = [key for key in _DROPOUTS if config.get(key)]
+    if dropping:
+        _log.warning("%s: %s is ignored: this model does not drop there", where, dropping)
     global_theta, local_theta = _thetas(where, config)
     return build_config(
         where,
@@ -103,6 +111,11 @@ def _thetas(where: object, config: dict[str, Any]) -> tuple[Any, Any]:
     if not isinstance(rope, dict) or config.get("rope_scaling"):
         raise CheckpointError(
             f"{where}: rope_scaling is not supported: only plain rotary positions"
+        )
+    if set(rope) - {"full_attention", "sliding_attention"}:
+        raise CheckpointError(
+            f"{where}: rope_parameters should name full_attention and sliding_attention, and "
+            f"nothing else; it has {', '.join(sorted(map(str, rope)))}"
         )
     thetas = []
     for kind, key, theta in (

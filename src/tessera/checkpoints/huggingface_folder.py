@@ -7,7 +7,12 @@ from torch import Tensor
 
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, check_weights
 from tessera.checkpoints.config_json import build_config, read_config
-from tessera.checkpoints.safe_files import load_json, load_pickled_tensors, load_safetensors
+from tessera.checkpoints.safe_files import (
+    load_json,
+    load_pickled_tensors,
+    load_safetensors,
+    load_text,
+)
 from tessera.checkpoints.tokenizer_files import TOKENIZER_FILES
 from tessera.model.config import ModelConfig
 
@@ -27,9 +32,7 @@ def read_folder(folder: Path) -> Checkpoint:
     own = load_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {}
     model_config = _with_own_fields(folder / OWN_FILE, model_config, own)
     tokenizer_files = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in TOKENIZER_FILES
-        if (folder / name).is_file()
+        name: load_text(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()
     }
     max_seq_len = config.get("max_position_embeddings")
     progress = own.get("progress")

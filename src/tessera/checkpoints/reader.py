@@ -54,9 +54,8 @@ def locate(path: Path) -> Path:
     if not path.is_dir() or (path / "config.json").is_file():
         return path
     for folder in (path / "checkpoints", path):
-        latest = folder / "latest"
-        if latest.exists():
-            return locate(latest.resolve())
+        if (folder / "latest").is_file():
+            return (folder / "latest").resolve()
         numbered = sorted(folder.glob("step*.pt")) if folder.is_dir() else []
         if numbered:
             return numbered[-1]

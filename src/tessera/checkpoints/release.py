@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.checkpoints import card, hub, restart
-from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
+from tessera.checkpoints.checkpoint import CheckpointError
 from tessera.checkpoints.huggingface import verify, write_folder
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import load_json, sha256
@@ -61,29 +61,34 @@ def release(
             _log.info("%s: already released as %s", path, known[digest]["revision"])
             continue
         source = {"file": path.name, "sha256": digest}
-        name = _release_one(run_folder, read_checkpoint(path), out, source, license)
+        name = _release_one(run_folder, path, out, source, repository=push, license=license)
         _log.info("%s: released as %s", path, name)
-    index = write_index(out, name=push or out.name, license=license)
+    index = write_index(out, repository=push, license=license)
     if push is not None:
         hub.push(out, [entry["revision"] for entry in _entries(out)], push)
     return index
 
 
-def write_index(out: Path, *, name: str, license: str | None) -> Path:
+def write_index(out: Path, *, repository: str | None, license: str | None) -> Path:
     """Write `index.json` and a README.md with one line per revision in `out`."""
     entries = _entries(out)
     _write_whole(out / INDEX, json.dumps(entries, indent=2) + "\n")
-    _write_whole(out / "README.md", card.index_card(entries, name=name, license=license))
+    _write_whole(
+        out / "README.md", card.index_card(entries, repository=repository, license=license)
+    )
     return out / "README.md"
 
 
 def _release_one(
     run_folder: Path,
-    checkpoint: Checkpoint,
+    path: Path,
     out: Path,
     source: dict[str, Any],
+    *,
+    repository: str | None,
     license: str | None,
 ) -> str:
+    checkpoint = read_checkpoint(path)
     missing = [key for key in ("steps", "tokens") if key not in checkpoint.progress]
     if missing:
         raise CheckpointError(f"{checkpoint.path}: does not record its {' and '.join(missing)}")
@@ -103,6 +108,7 @@ def _release_one(
         text = card.model_card(
             checkpoint,
             name=name,
+            repository=repository,
             license=license,
             scores=scores,
             mask_token=special_tokens(checkpoint.tokenizer_files or {})["mask_token"],

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tessera.checkpoints.checkpoint import CheckpointError
 
-MOST_PICKLE_BYTES = 512 * 2**20
-MOST_JSON_BYTES = 256 * 2**20
+MOST_PICKLE_BYTES = 256 * 2**20
+MOST_TEXT_BYTES = 256 * 2**20
 MOST_RECORDS = 1_000_000
 
 _NUMPY_DTYPES = [
@@ -200,10 +200,19 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file cannot be read, or holds no JSON object.
     """
+    return parse_json(path, load_text(path))
+
+
+def load_text(path: Path) -> str:
+    """A text file of a size that can be meant.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
-        if path.stat().st_size > MOST_JSON_BYTES:
+        if path.stat().st_size > MOST_TEXT_BYTES:
             raise CheckpointError(f"{path}: too large for what it should be")
-        return parse_json(path, path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({one_line(error)})") from error
 
