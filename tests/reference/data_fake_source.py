@@ -61,3 +61,9 @@ def corpus(name, documents, *, shards=4, longest=90, seed=0, **more):
     bounds = np.linspace(0, documents, shards + 1).astype(int)
     parts = tuple(tuple(lengths[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
     return FakeSource(name, parts, **more)
+
+
+def open_fake(name, source, split, vocab_size):
+    """Opens `local` such as "documents=300,longest=90", so that a worker makes the same source."""
+    numbers = dict(part.split("=") for part in source.local.split(",") if part)
+    return corpus(name + split, **{key: int(value) for key, value in numbers.items()})

@@ -1,0 +1,128 @@
+"""Masks are a function of the row's key: 80/10/10 over ordinary tokens, for ever the same."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import data_oracles as oracle
+
+from tessera.data.config import MaskingConfig
+from tessera.data.draws import Draws
+from tessera.data.masking import Vocabulary, mask, rate_at, rate_for_shapes
+from tessera.quantities import Duration
+
+SIZE, MASK, SPECIAL = 300, 3, (0, 1, 2, 3, 150)
+
+
+def vocabulary(whole_words=False, size=SIZE, special=SPECIAL):
+    ordinary = np.zeros(2**16, bool)
+    ordinary[:size] = True
+    ordinary[list(special)] = False
+    starts = np.arange(2**16) % 3 == 0 if whole_words else None
+    return Vocabulary(MASK, ordinary, np.flatnonzero(ordinary).astype(np.uint16), starts)
+
+
+@given(
+    ids=st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=200),
+    rate=st.floats(0.01, 0.99),
+    row=st.integers(0, 2**40),
+    whole_words=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_masks_are_those_of_the_obvious_loop(ids, rate, row, whole_words):
+    words = vocabulary(whole_words)
+    seen, positions, labels = mask(np.array(ids, np.uint16), words, rate, Draws("masks", 7, row))
+    expected = oracle.mask(
+        ids, mask_id=MASK, special=set(SPECIAL), size=SIZE, rate=rate, key=("masks", 7, row),
+        word_starts=words.word_starts,
+    )  # fmt: skip
+    assert (seen.tolist(), positions.tolist(), labels.tolist()) == expected
+
+
+def test_the_masks_of_a_row_are_the_same_for_ever():
+    """Recorded once: a change would make a resumed run differ from one that was never stopped."""
+    seen, positions, _ = mask(
+        np.arange(4, 44, dtype=np.uint16), vocabulary(), 0.3, Draws("masks", 17, 5)
+    )
+    assert positions.tolist() == [4, 6, 8, 11, 19, 30, 33, 34, 36, 37]
+    assert seen[positions].tolist() == [134, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+
+
+def test_draws_begun_anew_are_those_of_a_new_object():
+    draws = Draws("a")
+    draws.words(3)
+    draws.begin("b", 1)
+    assert draws.words(5).tolist() == Draws("b", 1).words(5).tolist()
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_proportions_are_80_10_10_of_the_rate(whole_words):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, SIZE, 400_000).astype(np.uint16)
+    ordinary = np.isin(ids, SPECIAL, invert=True)
+    seen, positions, labels = mask(ids, vocabulary(whole_words), 0.3, Draws(1))
+    assert abs(len(positions) / ordinary.sum() - 0.3) < 0.005
+    assert np.array_equal(labels, ids[positions])
+    assert not np.isin(labels, SPECIAL).any()
+    shown = seen[positions]
+    kept, masked = shown == labels, shown == MASK
+    assert abs(masked.mean() - 0.8) < 0.005
+    assert abs(kept.mean() - 0.1 - 0.1 / 295) < 0.005
+    replaced = shown[~kept & ~masked]
+    assert not np.isin(replaced, SPECIAL).any() and replaced.max() < SIZE
+    counts = np.bincount(replaced, minlength=SIZE)[vocabulary().ordinary[:SIZE]]
+    expected = len(replaced) / len(counts)
+    assert ((counts - expected) ** 2 / expected).sum() < 295 + 5 * (2 * 295) ** 0.5
+    untouched = np.ones(len(ids), bool)
+    untouched[positions] = False
+    assert np.array_equal(seen[untouched], ids[untouched])
+
+
+def test_rows_have_independent_masks():
+    ids = np.full(100_000, 7, np.uint16)
+    first, second = (mask(ids, vocabulary(), 0.3, Draws("masks", 1, n))[1] for n in (0, 1))
+    both = len(np.intersect1d(first, second)) / len(ids)
+    assert abs(both - 0.09) < 0.005
+
+
+def test_whole_words_are_masked_together():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, SIZE, 50_000).astype(np.uint16)
+    words = vocabulary(whole_words=True)
+    _, positions, _ = mask(ids, words, 0.3, Draws(1))
+    chosen = np.zeros(len(ids), bool)
+    chosen[positions] = True
+    special = np.isin(ids, SPECIAL)
+    continues = ~special[1:] & ~special[:-1] & ~words.word_starts[ids[1:]]
+    assert continues.sum() > 10_000
+    assert np.array_equal(chosen[1:][continues], chosen[:-1][continues])
+    assert (chosen[1:] != chosen[:-1])[~continues].sum() > 5_000
+
+
+def test_large_vocabularies_are_masked_too():
+    size = 150_000
+    ordinary = np.ones(size, bool)
+    ordinary[:4] = False
+    words = Vocabulary(MASK, ordinary, np.flatnonzero(ordinary).astype(np.uint32))
+    ids = np.arange(70_000, 150_000, dtype=np.uint32)
+    seen, positions, labels = mask(ids, words, 0.5, Draws(1))
+    assert labels.dtype == seen.dtype == np.uint32
+    replaced = seen[positions][(seen[positions] != MASK) & (seen[positions] != labels)]
+    assert replaced.max() > 2**16 and len(replaced) > 3000
+
+
+def test_the_rate_moves_linearly_in_tokens():
+    masking = MaskingConfig(rate=0.3, final_rate=0.1, over=Duration.parse("1000tok"))
+    rates = [rate_at(masking, row, 100) for row in (0, 5, 10, 1000)]
+    assert rates == pytest.approx([0.3, 0.2, 0.1, 0.1])
+    assert rate_at(MaskingConfig(rate=0.25), 10**9, 8192) == 0.25
+
+
+@pytest.mark.parametrize("first, last", [(0.3, 0.05), (0.05, 0.3)])
+def test_shapes_follow_the_rate_in_few_steps(first, last):
+    masking = MaskingConfig(rate=first, final_rate=last, over=Duration.parse("100000tok"))
+    rows = range(0, 1200, 7)
+    shapes = [rate_for_shapes(masking, row, 100) for row in rows]
+    assert len(set(shapes)) <= 10
+    for row, rate in zip(rows, shapes, strict=True):
+        assert rate_at(masking, row, 100) <= rate + 1e-12 <= rate_at(masking, row, 100) + 1 / 16
