@@ -53,7 +53,8 @@ def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:
 def _fills(model: str, texts: Sequence[str]) -> Iterator[str]:
     from tessera.evaluation.fill_mask import fill_masks
 
+    answers = fill_masks(model, texts)
     yield f"\n{model} fills"
-    for filled in fill_masks(model, texts):
+    for filled in answers:
         guesses = ", ".join(f"{token!r} {share:.0%}" for token, share in filled.guesses)
         yield f"  {filled.text}\n    {guesses}"

@@ -1,0 +1,113 @@
+"""The command line as scripts see it: what it prints, and with which status it ends."""
+
+import json
+import shutil
+
+import pytest
+from tiny_run import make_corpus, settings, write_yaml
+
+from tessera.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def yaml_path(corpus, tmp_path):
+    return write_yaml(tmp_path / "phase.yaml", settings(corpus, tmp_path / "run"))
+
+
+def refused(capsys, *arguments):
+    """The message of a command that ends with status 2; no traceback, nothing on stdout."""
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err and not printed.out
+    return printed.err
+
+
+def test_check_shows_what_would_run(yaml_path, capsys):
+    assert main(["check", str(yaml_path), "--world-size", "2"]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("parameters", "8,000 real tokens", "4 rows, 512 token slots", "web 60%"):
+        assert expected in shown
+    assert not (yaml_path.parent / "run").exists(), "checking writes nothing"
+
+
+def test_check_reports_all_that_the_files_say_is_wrong(corpus, tmp_path, capsys):
+    broken = tmp_path / "corpus"
+    shutil.copytree(corpus, broken)
+    shutil.rmtree(broken / "code" / "train")
+    summary = broken / "web" / "train" / "tessera.json"
+    facts = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**facts, "tokenizer": "another"}))
+    plain = settings(broken, tmp_path / "run", start_from=str(tmp_path / "nowhere"))
+    said = refused(capsys, "check", write_yaml(tmp_path / "a.yaml", plain), "--world-size", "3")
+    for expected in (
+        "batch.rows: 4 rows do not divide among 3 ranks",
+        "train_data.lanes: 3 ranks do not divide 4 lanes",
+        "made with another tokenizer",
+        "code/train does not exist",
+        "start_from: ",
+    ):
+        assert expected in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("train_data.max_seq_len=256", "larger than row_tokens 128"),
+        ("model.vocab_size=200", "model.vocab_size: 200 rows cannot hold the 255"),
+        ("tokenizer=nowhere/at/all", "no such folder"),
+        ("batch.rows=two", "batch.rows: expected a whole number"),
+        ("schedule.warmup=3ba", "cannot be compared with duration"),
+        ("optimzer.lr=3", "did you mean 'optimizer'?"),
+    ],
+)
+def test_a_mistake_gets_one_message_that_names_the_key(yaml_path, capsys, change, says):
+    assert says in refused(capsys, "check", yaml_path, change)
+
+
+def test_batches_are_the_same_lines_for_any_number_of_ranks(yaml_path, capsys):
+    shown = []
+    for world_size in ("1", "2", "4"):
+        arguments = ["batches", str(yaml_path), "--steps", "5", "--ids", "--world-size", world_size]
+        assert main(arguments) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] == shown[2]
+    lines = [json.loads(line) for line in shown[0].splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert len({line["digest"] for line in lines}) == 5
+    assert all(len(line["ids"]) == line["rows"] == 4 for line in lines)
+
+
+def test_doctor_says_why_a_backend_is_missing(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "sdpa: ready" in shown
+    assert "torch 2." in shown and "flash" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "nowhere.pt", "--out", "x"],
+        ["import", "nowhere.pt", "--out", "x.pt"],
+        ["merge", "a.pt", "b.pt", "--out", "x.pt"],
+        ["release", "nowhere", "--out", "x"],
+        ["report", "nowhere"],
+        ["evaluate", "nowhere"],
+        ["evaluate", "nowhere", "--fill", "a [MASK]"],
+        ["batches", "nowhere.yaml"],
+        ["check", "nowhere.yaml"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_not_there_is_named_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, *arguments).startswith("tessera: ")
+    assert not list(tmp_path.iterdir())
