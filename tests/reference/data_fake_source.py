@@ -66,4 +66,4 @@ def corpus(name, documents, *, shards=4, longest=90, seed=0, **more):
 def open_fake(name, source, split, vocab_size):
     """Opens `local` such as "documents=300,longest=90", so that a worker makes the same source."""
     numbers = dict(part.split("=") for part in source.local.split(",") if part)
-    return corpus(name + split, **{key: int(value) for key, value in numbers.items()})
+    return corpus(name, seed=len(split), **{key: int(n) for key, n in numbers.items()})

@@ -86,7 +86,7 @@ class Loader:
         for reader in self._readers:
             check_tokenizer(reader.name, reader.documents, tokenizer)
         self.sources = tuple(reader.name for reader in self._readers)
-        self._streams = lane_streams(config, self._readers, seed)
+        self.streams = lane_streams(config, self._readers, seed)
         self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
         lanes = range(rank, config.lanes, world_size)
         if state is None:
@@ -148,7 +148,7 @@ class Loader:
             )
         else:
             slots = count(first_slot, world_size)
-            rows = make_rows(self._recipe, self._streams, start.lanes, slots)
+            rows = make_rows(self._recipe, self.streams, start.lanes, slots)
         rows_before = start.rows
         for step in count(start.step):
             global_rows = self.plan.rows_at(rows_before)
@@ -162,7 +162,7 @@ class Loader:
 
     def piece_names(self, row: Row) -> list[tuple[str, str, int]]:
         """(source, document id, number of the piece) of each segment of a row from `steps`."""
-        streams = self._streams(row.lane)
+        streams = self.streams(row.lane)
         names: dict[PieceId, str] = {}
         for stream in streams:
             pieces = [piece for piece in row.pieces if piece[0] == stream.number]
