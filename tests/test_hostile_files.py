@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from reference import flexbert as reference
 
-from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
+from tessera.checkpoints import CheckpointError, load_model, read_checkpoint, safe_files
 from tessera.checkpoints.importing import import_checkpoint
+from tessera.checkpoints.safe_files import load_pickled_tensors
 
 TRACE = "hostile-code-ran"
 
@@ -77,6 +78,16 @@ def test_a_pickle_that_calls_something_is_refused_by_its_name(kind, protocol, in
     contents["state"]["callbacks"]["SpeedMonitor"] = bomb
     torch.save(contents, path, pickle_protocol=protocol)
     refused(path, wanted, "Nothing of it was run")
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_call_that_the_search_overlooked_is_still_not_made(kind, in_folder, monkeypatch):
+    """PyTorch's restricted unpickler is a second lock behind the search for names."""
+    monkeypatch.setattr(safe_files, "_globals_of", lambda program: [])
+    bomb, _ = BOMBS[kind]
+    path = in_folder / "bomb.pt"
+    torch.save({"state": {"model": {}}, "bomb": bomb}, path)
+    refused(path)
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -265,7 +276,8 @@ def test_a_tensor_that_claims_more_than_its_record_holds_is_refused(claim, in_fo
         archive.writestr("claim/byteorder", b"little")
         archive.writestr("claim/data/0", bytes(16))
         archive.writestr("claim/version", b"3\n")
-    refused(path)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_pickled_tensors(path)
 
 
 def test_a_record_that_claims_more_than_the_file_holds_is_refused(in_folder):
