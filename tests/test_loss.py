@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
 
 from tessera.batch import IGNORED
 from tessera.model.loss import masked_loss
@@ -69,7 +70,11 @@ def test_nothing_to_predict_is_no_loss(labels):
 def test_without_gradients_it_is_the_same_number():
     inputs = problem()
     with torch.no_grad():
-        assert masked_loss(*inputs) == masked_loss(*inputs).detach()
+        loss = masked_loss(*inputs)
+        with FlopCounterMode(display=False) as counter:
+            masked_loss(*inputs)
+    assert loss == masked_loss(*inputs).detach()
+    assert counter.get_total_flops() == 2 * 37 * 24 * 50, "one product, and no gradients"
 
 
 def test_under_autocast_the_loss_is_summed_in_float32():

@@ -3,6 +3,8 @@
 Legend: `M` predicted tokens, `D` hidden size, `V` vocabulary.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from tessera.batch import IGNORED
 
-CHUNK_LOGITS = 2**27
+_CHUNK_LOGITS = 2**27
 """Logits held at a time, at most: half a gigabyte of float32."""
+_CHUNK_LOGITS_ON_CPU = 2**22
+"""Few enough to stay near the cores between one pass over them and the next."""
 
 
 def masked_loss(
@@ -22,7 +26,8 @@ def masked_loss(
     labels: Tensor,
     *,
     z_loss: float = 0.0,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Sum over tokens of the cross-entropy of `softmax(hidden @ weight.T + bias)`.
 
@@ -34,16 +39,21 @@ def masked_loss(
         z_loss: adds this times log(sum(exp(logits)))**2, which keeps logits from drifting
             (https://arxiv.org/abs/2204.02311, section 5).
         chunk_logits: logits to hold at a time. Fewer need less memory and more passes.
+        compiled: fuse the passes over a chunk of logits with torch.compile.
 
     Returns:
         The sum, a float32 scalar.
     """
     device = hidden.device.type
+    if chunk_logits is None:
+        chunk_logits = _CHUNK_LOGITS_ON_CPU if device == "cpu" else _CHUNK_LOGITS
+    chunks = max(1, -(-hidden.size(0) * weight.size(0) // chunk_logits))
+    rows = max(1, -(-hidden.size(0) // chunks))
+    function = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    constants = (dtype, z_loss, rows, function, torch.is_grad_enabled())
     with torch.autocast(device, enabled=False):
-        return _ChunkedLoss.apply(
-            hidden.to(dtype), weight, bias, labels, dtype, z_loss, chunk_logits
-        )
+        return _ChunkedLoss.apply(hidden.to(dtype), weight, bias, labels, *constants)
 
 
 def _loss_and_gradient(
@@ -67,6 +77,11 @@ def _loss_and_gradient(
     return losses.squeeze(1).where(counted, 0.0).sum(), gradient
 
 
+@cache
+def _compiled_loss_and_gradient() -> Callable:
+    return torch.compile(_loss_and_gradient, dynamic=False)
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Gradients are computed on the way forward, while a chunk's logits exist."""
 
@@ -79,18 +94,18 @@ class _ChunkedLoss(torch.autograd.Function):
         labels: Tensor,
         dtype: torch.dtype,
         z_loss: float,
-        chunk_logits: int,
+        rows: int,
+        loss_and_gradient: Callable,
+        training: bool,
     ) -> Tensor:
-        rows = max(1, chunk_logits // weight.size(0))
         cast_weight, cast_bias = weight.to(dtype), bias.to(dtype)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        training = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(x) for x in (hidden, weight, bias)] if training else []
         for start in range(0, hidden.size(0), rows):
             part = slice(start, start + rows)
             counted = labels[part] != IGNORED
             logits = torch.addmm(cast_bias, hidden[part], cast_weight.t())
-            chunk_loss, gradient = _loss_and_gradient(logits, labels[part], counted, z_loss)
+            chunk_loss, gradient = loss_and_gradient(logits, labels[part], counted, z_loss)
             loss += chunk_loss
             if not training:
                 continue
@@ -100,16 +115,18 @@ class _ChunkedLoss(torch.autograd.Function):
             torch.mm(gradient, cast_weight, out=d_hidden[part]).mul_(shares.unsqueeze(1))
             inputs = hidden[part] * shares.unsqueeze(1)
             if dtype == weight.dtype:
-                d_weight.addmm_(gradient.t(), inputs)
+                torch.addmm(d_weight, gradient.t(), inputs, out=d_weight)
                 d_bias.addmv_(gradient.t(), shares)
             else:
                 d_weight += gradient.t() @ inputs
                 d_bias += gradient.t() @ shares
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale, d_bias * scale, *[None] * 4
+        assert ctx.gradients, "a second backward pass would find the gradients scaled already"
+        d_hidden, d_weight, d_bias = (x.mul_(scale) for x in ctx.gradients)
+        ctx.gradients = []
+        return d_hidden, d_weight, d_bias, *[None] * 6

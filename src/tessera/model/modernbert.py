@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from tessera.batch import IGNORED
 from tessera.model.attention.backends import attend, choose, prepare
 from tessera.model.attention.packing import Packing, positions_in_documents
+from tessera.model.compilation import compile_modules
 from tessera.model.config import ModelConfig
 from tessera.model.dropout import dropout_mask, layer_keys
 from tessera.model.init import initialize
@@ -52,6 +53,7 @@ class ModernBertForMaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.z_loss = z_loss
+        self.compiled_loss = False
         self.model = Encoder(config, attention)
         self.head = PredictionHead(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
@@ -101,7 +103,12 @@ class ModernBertForMaskedLM(nn.Module):
         if masked_labels is None:
             raise ValueError("masked_positions need masked_labels: the tokens to predict there")
         loss_sum = masked_loss(
-            hidden, self.decoder.weight, self.decoder.bias, masked_labels, z_loss=self.z_loss
+            hidden,
+            self.decoder.weight,
+            self.decoder.bias,
+            masked_labels,
+            z_loss=self.z_loss,
+            compiled=self.compiled_loss,
         )
         return MaskedLMOutput(loss_sum=loss_sum, masked_tokens=(masked_labels != IGNORED).sum())
 
@@ -117,6 +124,11 @@ class ModernBertForMaskedLM(nn.Module):
         super()._apply(fn, recurse)
         self.tie_weights()  # leaving the meta device makes two matrices out of one
         return self
+
+    def compile_layers(self) -> None:
+        """Have torch compile each layer, the head and the loss when they are first called."""
+        compile_modules([*self.model.layers, self.head])
+        self.compiled_loss = True
 
     def checkpoint_layers(self, layers: bool | Iterable[int]) -> None:
         """Keep no activations of these layers, all or none: backward computes them again."""
