@@ -274,22 +274,23 @@ _tokenizer: Tokenizer | None = None
 def work_through(tasks: list[Task], tokenizer_name: str, workers: int) -> Iterator[int]:
     """Do the tasks; yields the size of each when it is done."""
     if workers == 1 or len(tasks) < 2:
-        start_worker(tokenizer_name, parallel=True)
+        start_worker(tokenizer_name)
         yield from map(do, tasks)
         return
     # Children of a clean server process: quick to start, and no thread of ours is forked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["streaming", "tokenizers"])
     with context.Pool(
-        min(workers, len(tasks)), initializer=start_worker, initargs=(tokenizer_name,)
+        min(workers, len(tasks)), initializer=start_worker, initargs=(tokenizer_name, True)
     ) as pool:
         yield from pool.imap_unordered(do, tasks)
 
 
-def start_worker(tokenizer_name: str, *, parallel: bool = False) -> None:
-    """Load this process's tokenizer."""
+def start_worker(tokenizer_name: str, one_of_many: bool = False) -> None:
+    """Load this process's tokenizer; one of many processes uses one core, a single one all."""
     global _tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
+    if one_of_many:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _tokenizer = load_tokenizer(tokenizer_name)
 
 

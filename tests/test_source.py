@@ -98,7 +98,7 @@ def disk_bytes(folder):
 
 def run_forked(*functions):
     """Run each in a process of its own; all must end well."""
-    processes = [fork.Process(target=function) for function in functions]
+    processes = [fork.Process(target=function, daemon=True) for function in functions]
     for process in processes:
         process.start()
     for process in processes:
@@ -335,7 +335,7 @@ def test_a_cache_too_small_for_what_is_being_read_goes_on_and_says_so(remote, tm
         ready.set()
         assert done.wait(30)
 
-    process = fork.Process(target=hold)
+    process = fork.Process(target=hold, daemon=True)
     process.start()
     assert ready.wait(30)
     source = open_source(tmp_path / "local", remote, cache_limit_bytes=limit)
@@ -479,7 +479,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_in_the_way(
         open_source(tmp_path / "local", remote, cache_limit_bytes=limit).document(0, 0)
 
     limit = 5 * SHARD_BYTES
-    process = fork.Process(target=die)
+    process = fork.Process(target=die, daemon=True)
     process.start()
     assert started.wait(30)
     os.kill(process.pid, signal.SIGKILL)

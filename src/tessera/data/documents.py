@@ -87,7 +87,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def cut_into_parts(files: list[Path], root: Path, part_bytes: int) -> list[Part]:
-    """Parts of about `part_bytes` each, in the order of the files."""
+    """Parts of about `part_bytes` each, in the order of the files.
+
+    Raises:
+        ValueError: a file is not what its name says.
+    """
     parts: list[Part] = []
     small: list[Path] = []
     small_bytes = 0
@@ -122,7 +126,10 @@ def _part(
 def _parquet_parts(file: Path, root: Path, part_bytes: int) -> Iterator[Part]:
     import pyarrow.parquet
 
-    metadata = pyarrow.parquet.ParquetFile(file).metadata
+    try:
+        metadata = pyarrow.parquet.ParquetFile(file).metadata
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     start = size = 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
