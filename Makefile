@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
 
-.PHONY: setup demo test test-all test-floor check clean
+.PHONY: setup demo demo-anneal test test-all test-floor check clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,13 @@ demo: setup
 	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
 	@echo 'model        runs/demo/model'
 	@echo 'report       runs/demo/report.html'
+
+# The demo's pre-decay checkpoint annealed on one source, beside phase 3's general mixture.
+demo-anneal: demo
+	$(BIN)/composer main.py yamls/demo/anneal.yaml
+	$(BIN)/tessera export runs/demo/anneal --out runs/demo/annealed-model
+	@echo 'before annealing (phase 2), annealed on science, annealed on the general mixture (phase 3)'
+	$(BIN)/tessera evaluate runs/demo/phase2 runs/demo/anneal runs/demo/phase3 --config yamls/demo/anneal.yaml
 
 clean:
 	rm -rf data/demo runs/demo

@@ -17,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tessera").setLevel(logging.INFO)
+    logging.getLogger("tessera.model").setLevel(logging.WARNING)
     try:
         return options.command(options) or 0
     except KeyboardInterrupt:

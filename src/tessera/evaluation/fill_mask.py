@@ -27,7 +27,9 @@ def fill_masks(folder: str | Path, texts: Sequence[str], guesses: int = 4) -> li
             "make one with: tessera export CHECKPOINT --out DIR"
         )
     from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     for text in texts:
         if tokenizer.mask_token not in text:
