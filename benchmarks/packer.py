@@ -56,7 +56,7 @@ def rows(documents: list[np.ndarray], form: RowFormat, masked: bool) -> Iterator
     waiting = Waiting()
     number = 0
     for index, document in enumerate(documents):
-        waiting.add(Piece(0, index, 0, document))
+        waiting.add(Piece((0, index, 0), document))
         while not wants_more(waiting, form.row_tokens, 256):
             ids, _, tokens = lay_out(fill_row(waiting, form.row_tokens), form)
             if masked:

@@ -11,7 +11,7 @@ from tessera.data.pieces import Cut, Piece
 
 
 def pieces(lengths):
-    return [Piece(0, n, 0, np.empty(length - 2)) for n, length in enumerate(lengths)]
+    return [Piece((0, n, 0), np.empty(length - 2)) for n, length in enumerate(lengths)]
 
 
 def pack(lengths, row_tokens, waiting_pieces):
@@ -33,7 +33,7 @@ def pack(lengths, row_tokens, waiting_pieces):
 @settings(max_examples=150, deadline=None)
 def test_rows_are_those_of_the_obvious_packer(lengths, row_tokens, waiting_pieces):
     rows, _, waiting = pack(lengths, row_tokens, waiting_pieces)
-    numbers = [[piece.document for piece in row] for row in rows]
+    numbers = [[piece.id[1] for piece in row] for row in rows]
     assert numbers == oracle.pack(lengths, row_tokens, waiting_pieces)
     left = [document for _, document, _ in waiting.ids()]
     assert sorted(sum(numbers, left)) == list(range(len(lengths)))
@@ -56,7 +56,7 @@ def test_no_piece_waits_longer_than_stated(seed, longest, row_tokens, waiting_pi
     first_row = np.searchsorted(arrived, np.arange(1, len(lengths) + 1))  # that it could be in
     for number, row in enumerate(rows):
         for piece in row:
-            assert number - first_row[piece.document] <= bound
+            assert number - first_row[piece.id[1]] <= bound
 
 
 def test_the_smallest_piece_does_not_wait_for_ever_among_larger_ones():

@@ -1,9 +1,9 @@
 """Fingerprints of rows and of global batches that do not depend on who produced the rows.
 
 A row's digest is the sha256 of its number, segment ends, masked tokens, masked positions and
-labels, each as little-endian int64. A global batch's digest is the sha256 of the sum of its rows'
-digests, taken as four 64-bit words each modulo 2**64: ranks add up their own rows and then each
-other's sums, in any order.
+labels, each little-endian in the dtype it has in `tessera.data.rows.Row`. A global batch's digest
+is the sha256 of the sum of its rows' digests, taken as four 64-bit words each modulo 2**64: ranks
+add up their own rows and then each other's sums, in any order.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ def row_digest(
     number: int, ends: np.ndarray, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
     """(4,) int64: the sha256 of a row."""
-    digest = hashlib.sha256()
-    for part in (np.array([number, len(ends), len(positions)]), ends, ids, positions, labels):
-        digest.update(np.asarray(part, "<i8").tobytes())
+    digest = hashlib.sha256(np.array([number, len(ends), len(positions)], "<i8").tobytes())
+    for part in (ends, ids, positions, labels):
+        digest.update(part.astype(part.dtype.newbyteorder("<"), copy=False).data)
     return np.frombuffer(digest.digest(), "<i8")
 
 

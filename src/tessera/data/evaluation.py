@@ -94,7 +94,7 @@ def _first_pieces(stream: Stream, config: DataConfig, max_tokens: int) -> Iterat
     for piece, _ in source_pieces(stream, cut, Cursor()):
         first = not tokens
         tokens += piece.tokens
-        if piece.document >= stream.order.documents or (tokens > max_tokens and not first):
+        if piece.id[1] >= stream.order.documents or (tokens > max_tokens and not first):
             return
         yield piece
 

@@ -49,7 +49,7 @@ class Waiting:
 
     def ids(self) -> tuple[PieceId, ...]:
         """What waits, from the oldest to the newest."""
-        return tuple([piece[:3] for piece in self._pieces.values()])
+        return tuple([piece.id for piece in self._pieces.values()])
 
     def _take(self, index: int) -> Piece:
         key = self._keys.pop(index)

@@ -18,16 +18,9 @@ of the piece in its document."""
 class Piece(NamedTuple):
     """A piece and where it comes from."""
 
-    source: int
-    document: int
-    piece: int
+    id: PieceId
     content: np.ndarray
     """(length - 2,) token ids, without [CLS] and [SEP]."""
-
-    @property
-    def id(self) -> PieceId:
-        """The first three."""
-        return self[:3]
 
     @property
     def tokens(self) -> int:

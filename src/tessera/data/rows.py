@@ -101,7 +101,7 @@ def make_row(
     masked, positions, labels = mask(ids, form.vocabulary, rate, draws)
     source_tokens = [0] * len(streams)
     for piece in pieces:
-        source_tokens[piece.source] += piece.tokens
+        source_tokens[piece.id[0]] += piece.tokens
     return Row(
         number=number,
         lane=lane,
@@ -124,9 +124,9 @@ def make_row(
 def unknown_token(pieces: Sequence[Piece], streams: Sequence[Stream], vocab_size: int) -> str:
     """What to tell the user about the first piece with an id of `vocab_size` or more."""
     piece = next(piece for piece in pieces if int(piece.content.max()) >= vocab_size)
-    stream = streams[piece.source]
+    stream = streams[piece.id[0]]
     return (
-        f"source '{stream.name}', document '{stream.document_ids([piece.document])[0]}': "
+        f"source '{stream.name}', document '{stream.document_ids([piece.id[1]])[0]}': "
         f"token id {piece.content.max()}, but the model's "
         f"vocab_size is {vocab_size}; the shards were made with another tokenizer, or are damaged: "
         "prepare the source again with this run's tokenizer"

@@ -153,7 +153,7 @@ def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Pi
                 for number in range(first, last + 1):
                     after = (document, number + 1) if number < last else (document + 1, 0)
                     yield (
-                        Piece(stream.number, document, number, cut.content(tokens, number)),
+                        Piece((stream.number, document, number), cut.content(tokens, number)),
                         Cursor(*after, empty, bad, bad_shards),
                     )
             document, first = document + 1, 0
@@ -187,5 +187,5 @@ def read_again(streams: Sequence[Stream], cut: Cut, ids: Sequence[PieceId]) -> l
         for n, shard, sample in zip(asked, shards.tolist(), samples.tolist(), strict=True):
             tokens = stream.reader.read(shard, sample)
             if tokens is not None and ids[n][2] < cut.pieces(len(tokens)):
-                pieces[n] = Piece(*ids[n], cut.content(tokens, ids[n][2]))
+                pieces[n] = Piece(ids[n], cut.content(tokens, ids[n][2]))
     return [piece for piece in pieces if piece is not None]

@@ -1,0 +1,166 @@
+"""How fast batches come from MDS shards on local disk, and what a long run costs in memory.
+
+    python benchmarks/loader.py [--tokens 50e6] [--minutes 1] [--out benchmarks/results/loader.json]
+
+Writes shards of synthetic documents (log-normal lengths) to a temporary folder, and reads them as
+the base recipe's phases do, masks and tensors included, in one process.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from tessera.data.config import BatchConfig, DataConfig, SourceConfig
+from tessera.data.loader import Loader
+from tessera.data.order import Order, group_spans
+from tessera.data.shard_writer import write_shards
+
+VOCAB_SIZE = 50_368
+TOKENIZER: Any = SimpleNamespace(
+    cls_id=50_281, sep_id=50_282, pad_id=50_283, mask_id=50_284, size=VOCAB_SIZE,
+    special_ids=np.arange(50_280, 50_285), fingerprint="benchmark", word_starts=None,
+)  # fmt: skip
+SHAPES = {
+    # name: (max_seq_len, row_tokens, rows of a global batch of 8 ranks, lanes)
+    "base phase 1": (1024, 8_192, 576, 96),
+    "base phase 2": (8192, 98_304, 48, 48),
+}
+
+
+def documents(tokens: int, longest: int) -> Iterator[tuple[str, np.ndarray]]:
+    """About so many tokens of random documents."""
+    rng = np.random.default_rng(0)
+    number = 0
+    while tokens > 0:
+        length = int(np.exp(rng.normal(5.8, 1.1)).clip(16, longest))
+        yield f"{number:08}", rng.integers(0, 50_280, length, dtype=np.uint16)
+        number, tokens = number + 1, tokens - length
+
+
+def make_loader(folder: Path, shape: str, *, workers: int = 0, **more: Any) -> Loader:
+    """One of eight ranks of a recipe."""
+    max_seq_len, row_tokens, rows, lanes = SHAPES[shape]
+    config = DataConfig(
+        sources={"web": SourceConfig(local=str(folder), split="")},
+        max_seq_len=max_seq_len,
+        row_tokens=row_tokens,
+        lanes=lanes,
+        workers=workers,
+    )
+    batch = BatchConfig(rows=rows, microbatch_rows=max(1, 98_304 // row_tokens))
+    settings = {"vocab_size": VOCAB_SIZE, "seed": 1, "rank": 0, "world_size": 8} | more
+    return Loader(config, batch, TOKENIZER, **settings)
+
+
+def speed(folder: Path, shape: str, *, rounds: int = 5) -> dict[str, float]:
+    """Million real tokens a second of one process, waiting for each batch."""
+    batches = iter(make_loader(folder, shape))
+    next(batches)
+    rates = []
+    for _ in range(rounds):
+        begin, tokens = time.perf_counter(), 0
+        while time.perf_counter() - begin < 2:
+            tokens += next(batches).tokens
+        rates.append(tokens / (time.perf_counter() - begin) / 1e6)
+    return {
+        "mtok_per_s": round(float(np.median(rates)), 1),
+        "lowest": round(min(rates), 1),
+        "highest": round(max(rates), 1),
+    }
+
+
+def first_batches(folder: Path) -> dict[str, float]:
+    """Seconds to the first batch: fresh, and resumed very far into a run."""
+    seconds = {}
+    for name, workers in (("in process", 0), ("two workers", 2)):
+        loader = make_loader(folder, "base phase 1", workers=workers)
+        batch = next(iter(loader))
+        far = {
+            lane: dataclasses.replace(
+                state,
+                cursors=(state.cursors[0]._replace(document=10**7),),
+                waiting=tuple((0, 10**7 - 300 + n, 0) for n in range(256)),
+            )
+            for lane, state in batch.state.lanes.items()
+        }
+        state = dataclasses.replace(batch.state, lanes=far, rows=10**7 * 96, step=10**7)
+        for kind, start in (("fresh", None), ("resumed", state)):
+            begin = time.perf_counter()
+            batches = iter(make_loader(folder, "base phase 1", workers=workers, state=start))
+            next(batches)
+            seconds[f"{kind}, {name}"] = round(time.perf_counter() - begin, 3)
+            batches.close()
+    return seconds
+
+
+def two_billion_documents() -> dict[str, float]:
+    """Seconds and peak memory to the first 100,000 places of an index of 2e9 documents."""
+    samples = np.random.default_rng(0).integers(50_000, 90_000, 29_000)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    for group in range(8):
+        spans = group_spans(samples, group=group, groups=8, shuffle=True, key=("order", 1))
+        order = Order(spans, block_documents=262_144, shuffle=True, key=("order", 1, group))
+        order.locate(np.arange(10**9, 10**9 + 100_000 // 8))
+    seconds, (_, peak) = time.perf_counter() - begin, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {
+        "documents": int(samples.sum()),
+        "seconds": round(seconds, 3),
+        "peak_megabytes": round(peak / 1e6, 1),
+    }
+
+
+def memory_over_time(folder: Path, minutes: float) -> dict[str, Any]:
+    """Peak memory of the process at intervals of a long run, as fast as batches come."""
+    batches = iter(make_loader(folder, "base phase 1"))
+    begin, tokens, peaks = time.monotonic(), 0, []
+    for part in range(1, 7):
+        while time.monotonic() - begin < part * minutes * 10:
+            tokens += sum(batch.tokens for batch in islice(batches, 10))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    return {"minutes": minutes, "tokens": tokens, "peak_megabytes_each_sixth": peaks}
+
+
+def main() -> None:
+    """Measure everything."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=float, default=50e6)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {
+        "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "numpy": np.__version__,
+        "two billion documents": two_billion_documents(),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "web"
+        stream = documents(int(arguments.tokens), 8192)
+        write_shards(folder, stream, vocab_size=VOCAB_SIZE, tokenizer_fingerprint="benchmark")
+        report["seconds to the first batch"] = first_batches(folder)
+        for shape in SHAPES:
+            report[shape] = speed(folder, shape)
+            print(shape, report[shape], flush=True)
+        report["memory"] = memory_over_time(folder, arguments.minutes)
+    print(json.dumps(report, indent=1))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
