@@ -11,6 +11,7 @@ everything saved (start it again).
 import sys
 
 from tessera.config import load
+from tessera.training import ranks
 from tessera.training.config import RunConfig
 from tessera.training.leaving import leave_after
 
@@ -18,6 +19,7 @@ from tessera.training.leaving import leave_after
 def main(yaml_path: str, *overrides: str) -> int:
     """Load, build, fit."""
     config = load(RunConfig, yaml_path, overrides)
+    config.check_world(ranks.world_size())
 
     from tessera.training.run import build_run  # torch, only once the configuration is right
 

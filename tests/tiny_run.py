@@ -100,7 +100,12 @@ def write_yaml(path: Path, plain: dict) -> Path:
     return path
 
 
-def start(yaml_path: Path, *overrides: str, ranks: int | None = None) -> subprocess.Popen:
+def start(
+    yaml_path: Path,
+    *overrides: str,
+    ranks: int | None = None,
+    script: Path = REPOSITORY / "main.py",
+) -> subprocess.Popen:
     """`python main.py`, or under Composer's launcher if a number of ranks is given."""
     command = [sys.executable]
     if ranks is not None:
@@ -112,7 +117,7 @@ def start(yaml_path: Path, *overrides: str, ranks: int | None = None) -> subproc
         "WANDB_SILENT": "true",
     }
     return subprocess.Popen(
-        [*command, str(REPOSITORY / "main.py"), str(yaml_path), *overrides],
+        [*command, str(script), str(yaml_path), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

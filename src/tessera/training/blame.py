@@ -1,6 +1,7 @@
 """When one rank of many fails, its error is to be seen first, not those of the ranks it left."""
 
 import contextlib
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ _SIGNS = (
     "nccl",
     "timed out",
 )
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 3.0
 
 
 def settle(folder: Path, error: Exception) -> None:
@@ -32,6 +33,8 @@ def settle(folder: Path, error: Exception) -> None:
         with contextlib.suppress(OSError):
             _file(folder, ranks.rank()).write_text(traceback.format_exc())
         return
+    # The launcher ends what is left of a broken job; this is about to end anyway, with its reason.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = _other(folder)
     line = (str(error).strip().splitlines() or ["no message"])[0]
     if first is None:

@@ -65,6 +65,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
 
     tokenizer = load_tokenizer(config.tokenizer)
     loader = build_loader(config, tokenizer, saved)
+    run.closing.append(loader.close)
     encoder = build_encoder(config, device)
     model = MaskedLanguageModel(encoder, config.seed)
     optimizer = build_optimizer(config.optimizer, model.named_parameters(), device)
@@ -120,7 +121,6 @@ def build(config: RunConfig, held: Held | None) -> Run:
         progress_bar=False,
         dist_timeout=config.compute.timeout_minutes * 60,
     )
-    run.closing.append(run.trainer.close)
     _begin(run.trainer.state, run.trainer.logger, config, saved, changes, chosen)
     if ranks.rank() == 0:
         text = to_yaml(config).encode()

@@ -269,6 +269,13 @@ class RunConfig:
                 )
         return found
 
+    def check_world(self, world_size: int) -> None:
+        """Raise ValueError with all `world_problems`, if there are any."""
+        found = self.world_problems(world_size)
+        if found:
+            head = f"{self.name} cannot run on {world_size} ranks:"
+            raise ValueError("\n  ".join([head, *found]))
+
     def _longer(self, key: str, over: Duration) -> list[str]:
         if over.unit == self.duration.unit and over.value > self.duration.value:
             return [f"{key}: '{over}' is longer than duration '{self.duration}'"]

@@ -13,8 +13,10 @@ from typing import NoReturn
 
 from tessera.config import mistake
 from tessera.training import ranks
+from tessera.training.signals import PREEMPTED
 
-_AFTER_THE_FIRST_SECONDS = 10.0
+_PATIENCE_SECONDS = {2: 3.0, PREEMPTED: 1.0}
+"""All ranks leave with these together; what is wrong with one alone is to be seen at once."""
 
 
 def leave_after(work: Callable[[], int]) -> NoReturn:
@@ -36,18 +38,18 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
     sys.stderr.flush()
     if status == 0:
         sys.exit(0)
-    if ranks.local_rank() > 0:
-        _wait_for_the_launcher()
+    if ranks.local_rank() > 0 and status in _PATIENCE_SECONDS:
+        _wait_for_the_launcher(_PATIENCE_SECONDS[status])
     if ranks.launched():
         # Others may wait for this process in a collective: no clean-up that might wait for them.
         os._exit(status)
     sys.exit(status)
 
 
-def _wait_for_the_launcher() -> None:
+def _wait_for_the_launcher(seconds: float) -> None:
     """Let the node's first rank leave first: its status is what the launcher reports.
 
     The launcher then ends the others by SIGTERM, and is silent about those that die of it.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_AFTER_THE_FIRST_SECONDS)
+    time.sleep(seconds)

@@ -2,13 +2,11 @@
 
 What ranks tell each other here are Python objects of a few hundred bytes, through gloo, so that a
 GPU is not waited for. Without `WORLD_SIZE` in the environment there is one process, and every
-exchange is with itself.
+exchange is with itself. Imports torch only to exchange something.
 """
 
 import os
 from typing import Any, TypeVar
-
-import torch.distributed as dist
 
 Value = TypeVar("Value")
 
@@ -44,6 +42,8 @@ def gather(value: Value) -> list[Value]:
     """Every rank's value, by rank, on every rank."""
     if world_size() == 1:
         return [value]
+    import torch.distributed as dist
+
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_host())
     return values
@@ -53,6 +53,8 @@ def from_first(value: Value) -> Value:
     """Rank 0's value on every rank."""
     if world_size() == 1:
         return value
+    import torch.distributed as dist
+
     values = [value]
     dist.broadcast_object_list(values, src=0, group=_host())
     return values[0]
@@ -61,11 +63,15 @@ def from_first(value: Value) -> Value:
 def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
+        import torch.distributed as dist
+
         dist.barrier(group=_host())
 
 
 def _host() -> Any:
     """The group for objects: gloo's, made beside NCCL's where that is the default."""
+    import torch.distributed as dist
+
     global _host_group
     if dist.get_backend() == "gloo":
         return None

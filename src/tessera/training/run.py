@@ -44,18 +44,24 @@ class Run:
         try:
             self.trainer.fit()
         except Exception as error:
+            self.close(failed=True)
             blame.settle(folder, error)
             raise
-        finally:
-            self.close()
+        self.close()
         if self.preempted():
             say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
             return PREEMPTED
         say(f"{self.config.name}: complete, in {folder}")
         return 0
 
-    def close(self) -> None:
-        """Let go of the folder, the loggers and the loader."""
+    def close(self, *, failed: bool = False) -> None:
+        """Let go of the folder, the loggers and the loader.
+
+        Args:
+            failed: other ranks may be gone; Composer would wait for them.
+        """
+        if self.trainer is not None and not (failed and ranks.world_size() > 1):
+            self.trainer.close()
         while self.closing:
             self.closing.pop()()
 
