@@ -92,7 +92,7 @@ def _shares(checkpoints: Sequence[str | Path], weights: Sequence[float] | None) 
         if file in files:
             raise CheckpointError(
                 f"{path} is the same checkpoint as {files[file]}; it would count twice. Name it "
-                "once, or give --weights"
+                "once; --weights can give it a larger share"
             )
         files[file] = path
     if weights is None:
