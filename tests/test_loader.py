@@ -21,6 +21,7 @@ from reference.data_fake_source import (
     FakeSource,
     corpus,
     fake_tokenizer,
+    open_broken,
     open_fake,
 )
 
@@ -350,15 +351,6 @@ def test_workers_make_the_same_rows(world_size):
                 m.rows.tolist() for m in b.microbatches
             ]
         helped.close()
-
-
-def open_broken(name, source, split, vocab_size):
-    return replace_shard(open_fake(name, source, split, vocab_size))
-
-
-def replace_shard(source):
-    source.bad = {0}
-    return source
 
 
 def test_an_error_in_a_worker_is_raised_as_it_is():

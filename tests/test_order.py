@@ -115,7 +115,7 @@ def test_a_group_needs_only_its_share_of_the_shards():
         assert len(spans) <= 26
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_every_permutation_of_a_few_is_equally_likely(size):
     tries = 300 * len(list(permutations(range(size))))
     counts = Counter(tuple(permuted(np.arange(size), size, n).tolist()) for n in range(tries))

@@ -67,3 +67,10 @@ def open_fake(name, source, split, vocab_size):
     """Opens `local` such as "documents=300,longest=90", so that a worker makes the same source."""
     numbers = dict(part.split("=") for part in source.local.split(",") if part)
     return corpus(name, seed=len(split), **{key: int(n) for key, n in numbers.items()})
+
+
+def open_broken(name, source, split, vocab_size):
+    """The same with its first shard damaged."""
+    opened = open_fake(name, source, split, vocab_size)
+    opened.bad = {0}
+    return opened
