@@ -1,0 +1,281 @@
+"""What the benchmarks train: shapes of models, documents, and one step of ours and of transformers.
+
+Legend: `T` token slots, `M` masked tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from optimi import StableAdamW
+from torch import Tensor, nn
+
+from tessera.batch import IGNORED
+from tessera.model.config import ModelConfig
+from tessera.model.dropout import dropout_keys
+from tessera.model.modernbert import ModernBertForMaskedLM
+
+MODELS = {
+    "tiny": ModelConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+    ),
+    "base": ModelConfig(),
+    "large": ModelConfig(
+        hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16
+    ),
+}
+MASKED_SHARE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Documents of one step, whichever way they are laid out."""
+
+    documents: list[Tensor]
+    """(n,) int64 ids each."""
+    labels: list[Tensor]
+    """(n,) int64 each: the original token where it is predicted, else `IGNORED`."""
+    slots: int
+    """T: token slots of the packed rows."""
+    max_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return sum(len(document) for document in self.documents)
+
+    @property
+    def attended_tokens(self) -> float:
+        """Length of a token's document, averaged over tokens."""
+        return sum(len(document) ** 2 for document in self.documents) / self.tokens
+
+
+def draw_workload(
+    *, vocab_size: int, slots: int, max_length: int, seed: int, fixed: bool = False
+) -> Workload:
+    """Documents of log-normal lengths (all of `max_length` if `fixed`) that fill `slots`.
+
+    Each step gets other documents, so that nothing can be specialised to them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths: list[int] = []
+    left = slots
+    while left >= 8:
+        spread = torch.randn((), generator=generator).item()
+        length = int(math.exp(math.log(max_length / 4) + 0.9 * spread))
+        length = max_length if fixed else min(max(length, 8), max_length)
+        lengths.append(min(length, left))
+        left -= lengths[-1]
+    documents, labels = [], []
+    for length in lengths:
+        ids = torch.randint(5, vocab_size, (length,), generator=generator)
+        masked = torch.rand(length, generator=generator) < MASKED_SHARE
+        documents.append(ids.masked_fill(masked, 4))
+        labels.append(ids.masked_fill(~masked, IGNORED))
+    return Workload(documents=documents, labels=labels, slots=slots, max_length=max_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model with its optimizer, and how it takes a step."""
+
+    name: str
+    step: Callable[[Workload], None]
+    model: nn.Module
+    slots: Callable[[Workload], int]
+    """Token slots that a step computes, padding included."""
+
+
+def tessera(
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    attention: str = "auto",
+    compiled: bool = False,
+    checkpointed: bool = False,
+) -> Variant:
+    """Ours: one packed sequence, the head on masked tokens, dropout as in training."""
+    model = ModernBertForMaskedLM(config, attention=attention).to(device).train()
+    model.initialize(0)
+    model.checkpoint_layers(checkpointed)
+    if compiled:
+        model.compile_layers()
+    optimizer = _optimizer(model, device)
+    steps = 0
+
+    def step(workload: Workload) -> None:
+        nonlocal steps
+        steps += 1
+        ids, ends, positions, labels = (
+            x.to(device, non_blocking=True) for x in _packed(workload, device)
+        )
+        rows = torch.tensor([steps], device=device)
+        with _autocast(device):
+            out = model(
+                ids,
+                cu_seqlens=ends,
+                max_seqlen=workload.max_length,
+                masked_positions=positions,
+                masked_labels=labels,
+                dropout_keys=dropout_keys(0, rows, workload.slots),
+            )
+        (out.loss_sum / out.masked_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    name = f"tessera, {attention}" + (", compiled" if compiled else "")
+    name += ", checkpointed" if checkpointed else ""
+    return Variant(name=name, step=step, model=model, slots=lambda workload: workload.slots)
+
+
+def _packed(workload: Workload, device: torch.device) -> list[Tensor]:
+    """Ids (T,), segment ends, masked positions (M,) and their labels, at lengths that repeat."""
+    slots = workload.slots
+    ids = torch.full((slots,), 3)
+    ids[: workload.tokens] = torch.cat(workload.documents)
+    lengths = torch.tensor([len(document) for document in workload.documents])
+    usual_ends = slots // 64
+    room = 1 + usual_ends * math.ceil((len(lengths) + 1) / usual_ends)
+    ends = torch.full((room,), slots, dtype=torch.int32)
+    ends[0] = 0
+    ends[1 : len(lengths) + 1] = lengths.cumsum(0)
+    labels = torch.cat(workload.labels)
+    found = (labels != IGNORED).nonzero().squeeze(1)
+    usual = MASKED_SHARE * slots + 4 * math.sqrt(slots)
+    positions = torch.zeros(64 * math.ceil(usual / 64), dtype=torch.int64)
+    positions[: len(found)] = found
+    predicted = torch.full_like(positions, IGNORED)
+    predicted[: len(found)] = labels[found]
+    batch = [ids, ends, positions, predicted]
+    return [x.pin_memory() for x in batch] if device.type == "cuda" else batch
+
+
+def transformers_variant(
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    implementation: str = "sdpa",
+    sparse: bool = False,
+    sorted_microbatches: int = 0,
+    max_slots: int | None = None,
+) -> Variant:
+    """ModernBertForMaskedLM of transformers on padded batches.
+
+    Args:
+        config: the shape.
+        device: where.
+        implementation: its attention.
+        sparse: its `sparse_prediction`: the head on masked tokens alone.
+        sorted_microbatches: sort documents by length and accumulate over so many microbatches of
+            as many tokens each; 0 pads all documents to the longest.
+        max_slots: cut further where a padded microbatch has more token slots than this.
+    """
+    settings = hugging_face_config(config, implementation, sparse)
+    # Its sparse head insists on reshaping for labels, and compiles itself if it can: not here.
+    model = transformers.ModernBertForMaskedLM(settings).to(device).train()
+    optimizer = _optimizer(model, device)
+
+    def cut(workload: Workload) -> list[list[int]]:
+        order = list(range(len(workload.documents)))
+        groups = [order]
+        if sorted_microbatches:
+            lengths = [len(document) for document in workload.documents]
+            order.sort(key=lambda i: lengths[i])
+            groups = _even_groups(order, lengths, sorted_microbatches)
+        return [part for group in groups for part in _split(group, workload.documents, max_slots)]
+
+    def step(workload: Workload) -> None:
+        total = sum(int((labels != IGNORED).sum()) for labels in workload.labels)
+        for group in cut(workload):
+            ids = _pad([workload.documents[i] for i in group], 3).to(device)
+            labels = _pad([workload.labels[i] for i in group], IGNORED).to(device)
+            mask = _pad([torch.ones_like(workload.documents[i]) for i in group], 0).to(device)
+            share = sum(int((workload.labels[i] != IGNORED).sum()) for i in group) / total
+            with _autocast(device):
+                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            (loss * share).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def slots(workload: Workload) -> int:
+        groups = cut(workload)
+        return sum(len(g) * max(len(workload.documents[i]) for i in g) for g in groups)
+
+    name = f"transformers, {implementation}, {'sparse' if sparse else 'dense'} head"
+    name += f", {sorted_microbatches} sorted microbatches" if sorted_microbatches else ", padded"
+    return Variant(name=name, step=step, model=model, slots=slots)
+
+
+def hugging_face_config(config: ModelConfig, implementation: str, sparse: bool) -> Any:
+    """The same shape as transformers spells it, in either major version."""
+    settings: dict[str, Any] = dict(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        local_attention=config.local_attention,
+        global_attn_every_n_layers=config.global_attn_every_n_layers,
+        max_position_embeddings=8192,
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        sparse_prediction=sparse,
+        attn_implementation=implementation,
+    )
+    return transformers.ModernBertConfig(**settings)
+
+
+def _even_groups(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    groups: list[list[int]] = [[] for _ in range(count)]
+    total, seen = sum(lengths), 0
+    for i in order:
+        groups[min(count - 1, seen * count // total)].append(i)
+        seen += lengths[i]
+    return [group for group in groups if group]
+
+
+def _split(group: list[int], documents: Sequence[Tensor], max_slots: int | None) -> list[list[int]]:
+    if max_slots is None:
+        return [group]
+    parts: list[list[int]] = [[]]
+    longest = 0
+    for i in group:
+        longest = max(longest, len(documents[i]))
+        if parts[-1] and longest * (len(parts[-1]) + 1) > max_slots:
+            parts.append([])
+            longest = len(documents[i])
+        parts[-1].append(i)
+    return parts
+
+
+def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+
+def _optimizer(model: nn.Module, device: torch.device) -> StableAdamW:
+    return StableAdamW(
+        model.parameters(),
+        lr=1e-4,
+        betas=(0.9, 0.98),
+        weight_decay=1e-5,
+        triton=device.type == "cuda",
+    )
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def shorter(config: ModelConfig, layers: int | None) -> ModelConfig:
+    """The same model with fewer layers, to try a benchmark out."""
+    return config if layers is None else replace(config, num_hidden_layers=layers)
