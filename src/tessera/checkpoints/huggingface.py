@@ -169,7 +169,9 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
 
 def _load_with_transformers(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model, loading = AutoModelForMaskedLM.from_pretrained(
