@@ -81,7 +81,7 @@ def settings(corpus: Path, run_folder: Path, **changes: object) -> dict:
         },
         "batch": {"rows": 4, "microbatch_rows": 2},
         "optimizer": {"name": "stable_adamw", "lr": 0.01, "weight_decay": 1e-5},
-        "schedule": {"name": "warmup_stable_decay", "warmup": "1_500tok", "decay": "2_000tok"},
+        "schedule": {"name": "warmup_stable_decay", "warmup": "1_000tok", "decay": "1_000tok"},
         "evaluation": {"max_tokens": 1000},
         "compute": {"threads": 1},
         "logging": {"console_seconds": 0.0},
@@ -92,6 +92,8 @@ def settings(corpus: Path, run_folder: Path, **changes: object) -> dict:
         for part in path:
             section = section.setdefault(part, {})
         section[last] = value
+    if not plain["duration"].endswith("tok") and "schedule" not in changes:
+        plain["schedule"] = {"name": "constant"}
     return plain
 
 

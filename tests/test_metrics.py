@@ -1,0 +1,275 @@
+import json
+import sys
+
+import pytest
+import tiny_run
+
+from tessera.quantities import Duration
+from tessera.training.console import Progress, amount_of, span
+from tessera.training.loggers import flat
+from tessera.training.metrics import METRICS_FILE, MetricsFile
+
+RUN = {
+    "duration": "3_000tok",
+    "evaluation__interval": "3ba",
+    "checkpoints__interval": "2ba",
+    "batch__warmup": {"initial_rows": 2, "increment_rows": 2, "over": "1_000tok"},
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_run.make_corpus(tmp_path_factory.mktemp("corpus"), documents=60)
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert tiny_run.train(tiny_run.settings(corpus, folder, **RUN)) == 0
+    return folder
+
+
+def test_every_step_has_one_line_that_says_everything(run):
+    records = tiny_run.metrics(run)
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    tokens = rows = documents = 0
+    for record in records:
+        tokens += record["step_tokens"]
+        documents += record["documents"]
+        assert (record["tokens"], record["total_documents"]) == (tokens, documents)
+        assert record["first_row"] == rows
+        rows += record["rows"]
+        assert sum(record["source_tokens"].values()) == record["step_tokens"]
+        assert record["source_epochs"].keys() == {"web", "code"}
+        assert record["packing_fill"] == record["step_tokens"] / (record["rows"] * 128)
+        assert record["mask_rate"] == record["masked_tokens"] / record["step_tokens"]
+        assert 0.2 < record["mask_rate"] < 0.4
+        assert len(record["digest"]) == 64
+        assert record["grad_norm"] > 0 and record["loss"] > 0
+        assert record["loader_wait_seconds"] < record["step_seconds"]
+        assert 0 < record["mfu"] < 1
+        assert record["tokens_per_second"] == pytest.approx(
+            record["step_tokens"] / record["step_seconds"]
+        )
+    assert tokens >= 3000 > tokens - records[-1]["step_tokens"]
+    assert {record["rows"] for record in records} == {2, 4}
+
+
+def test_the_gradient_norm_is_over_all_parameters(corpus, tmp_path):
+    import torch
+
+    plain = tiny_run.settings(
+        corpus, tmp_path / "run", duration="1ba", schedule={"name": "constant"}
+    )
+    tiny_run.train(plain)
+    moments = tiny_run.read(tmp_path / "run")["optimizers"]["StableAdamW"]["state"]
+    # The first moment after one step of StableAdamW is the gradient.
+    squares = sum(float(m["exp_avg"].double().square().sum()) for m in moments.values())
+    assert tiny_run.metrics(tmp_path / "run")[0]["grad_norm"] == pytest.approx(squares**0.5)
+    assert any(m["exp_avg"].ndim == 1 for m in moments.values()), "norms and biases count too"
+    assert torch.is_tensor(next(iter(moments.values()))["exp_avg"])
+
+
+def test_evaluations_come_at_intervals_and_at_the_end(run):
+    evaluations = tiny_run.metrics(run, "evaluation")
+    last = tiny_run.metrics(run)[-1]["step"]
+    assert [e["step"] for e in evaluations] == [*range(3, last, 3), last]
+    for evaluation in evaluations:
+        assert evaluation["sources"].keys() == {"web", "code"}
+        for score in evaluation["sources"].values():
+            assert 0 < score["tokens"] <= 1000 and 0 < score["masked_tokens"] < 200
+            assert 0 <= score["accuracy"] <= 1
+
+
+def test_evaluation_is_the_mean_over_the_same_masked_tokens_each_time(corpus, run, tmp_path):
+    from tessera.checkpoints import load_model
+    from tessera.config import decode
+    from tessera.data.evaluation import evaluation_batches
+    from tessera.data.tokenizer import load_tokenizer
+    from tessera.evaluation.masked_lm import score
+    from tessera.training.config import RunConfig
+
+    config = decode(RunConfig, tiny_run.settings(corpus, run, **RUN), "test")
+    tokenizer = load_tokenizer(config.tokenizer)
+    model = load_model(run)
+    for source, found in tiny_run.metrics(run, "evaluation")[-1]["sources"].items():
+        batches = evaluation_batches(
+            config.train_data,
+            source,
+            tokenizer,
+            vocab_size=256,
+            masking_rate=0.15,
+            max_tokens=1000,
+            seed=config.seed,
+        )
+        expected = score(model, batches, tokenizer.special_ids.tolist())
+        assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
+        assert found["accuracy"] == pytest.approx(expected.accuracy)
+        assert found["masked_tokens"] == expected.masked_tokens
+    counts = [
+        [(s["masked_tokens"], s["tokens"]) for s in e["sources"].values()]
+        for e in tiny_run.metrics(run, "evaluation")
+    ]
+    assert all(count == counts[0] for count in counts)
+
+
+def lines_of(folder):
+    return (folder / METRICS_FILE).read_bytes()
+
+
+def test_a_continued_file_has_each_step_once(tmp_path):
+    file = MetricsFile(tmp_path, after_step=0)
+    for step in range(1, 6):
+        file.write({"kind": "step", "step": step})
+        if step == 3:
+            file.write({"kind": "evaluation", "step": step})
+    file.close()
+    with (tmp_path / METRICS_FILE).open("ab") as torn:
+        torn.write(b'{"kind": "step", "st')
+    file = MetricsFile(tmp_path, after_step=3)
+    file.write({"kind": "step", "step": 4})
+    file.close()
+    records = [json.loads(line) for line in lines_of(tmp_path).splitlines()]
+    assert [(r["kind"], r["step"]) for r in records] == [
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+        ("evaluation", 3),
+        ("step", 4),
+    ]
+
+
+def test_a_phase_begun_anew_does_not_keep_another_runs_lines(tmp_path):
+    (tmp_path / METRICS_FILE).write_text('{"kind": "step", "step": 1}\n')
+    MetricsFile(tmp_path, after_step=0).close()
+    assert lines_of(tmp_path) == b""
+
+
+def test_numbers_that_json_does_not_know_are_refused(tmp_path):
+    with pytest.raises(ValueError):
+        MetricsFile(tmp_path, after_step=0).write({"kind": "step", "loss": float("nan")})
+    assert lines_of(tmp_path) == b""
+
+
+def step_record(**changes):
+    record = {
+        "kind": "step",
+        "step": 7,
+        "tokens": 1_500_000,
+        "loss": 2.5,
+        "lr": 1e-3,
+        "step_tokens": 1000,
+        "step_seconds": 0.5,
+        "tokens_per_second": 2000.0,
+        "documents": 10,
+        "total_documents": 70,
+    }
+    return {**record, **changes}
+
+
+def test_the_progress_line_says_how_much_is_done_and_left(capsys):
+    progress = Progress("base-phase1", Duration(2_000_000, "tok"), 0.0)
+    progress(step_record())
+    assert capsys.readouterr().out == (
+        "base-phase1  1.5M of 2M tok (75%)  step 7  loss 2.5000  lr 1.00e-03  2k tok/s  "
+        "4m10s left\n"
+    )
+
+
+def test_progress_lines_come_at_intervals_and_at_the_end(capsys):
+    progress = Progress("run", Duration(10, "ba"), 1000.0)
+    for step in range(1, 11):
+        progress(step_record(step=step))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1", "10"]
+
+
+def test_amounts_and_spans_are_short():
+    assert [amount_of(n) for n in (0, 999, 1234, 1.719e12)] == ["0", "999", "1.234k", "1.719T"]
+    assert [span(s) for s in (5, 65, 3725, 90_000)] == ["5s", "1m05s", "1h02m", "1d01h"]
+
+
+def test_records_become_paths_with_numbers():
+    evaluation = {"kind": "evaluation", "step": 3, "sources": {"web": {"loss": 1.5}}}
+    assert flat(evaluation) == [("evaluation/step", 3.0), ("evaluation/web/loss", 1.5)]
+    step = {"kind": "step", "step": 1, "loss": None, "source_tokens": {"web": 5}, "digest": "ab"}
+    assert flat(step) == [("train/step", 1.0), ("train/source_tokens/web", 5.0)]
+
+
+def test_tensorboard_gets_the_same_numbers(corpus, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = tmp_path / "run"
+    tiny_run.train(tiny_run.settings(corpus, folder, duration="3ba", logging__tensorboard=True))
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [
+        (r["step"], pytest.approx(r["loss"], rel=1e-6)) for r in tiny_run.metrics(folder)
+    ]
+
+
+class FakeRun:
+    def __init__(self):
+        self.logged = []
+
+    def define_metric(self, name, **settings):
+        pass
+
+    def log(self, numbers):
+        self.logged.append(numbers)
+        if len(self.logged) == 2:
+            raise ConnectionError("the service is gone")
+
+    def finish(self):
+        pass
+
+
+def test_a_requeued_run_continues_its_wandb_run_and_trouble_does_not_stop_it(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    import wandb
+
+    begun, runs = [], []
+
+    def init(**settings):
+        begun.append(settings)
+        runs.append(FakeRun())
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    folder = tmp_path / "run"
+    chosen = {"logging__wandb": {"project": "p", "mode": "offline"}}
+    for steps in (3, 5):
+        plain = tiny_run.settings(
+            corpus,
+            folder,
+            duration=f"{steps}ba",
+            schedule={"name": "constant"},
+            **chosen,
+        )
+        assert tiny_run.train(plain) == 0
+    assert begun[0]["id"] == begun[1]["id"] and begun[0]["resume"] == "allow"
+    assert runs[0].logged[0]["train/loss"] == tiny_run.metrics(folder)[0]["loss"]
+    assert "W&B failed (the service is gone); metrics.jsonl goes on" in capsys.readouterr().err
+    assert len(tiny_run.metrics(folder)) == 5
+
+
+def test_a_wandb_that_cannot_even_begin_does_not_stop_training(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    plain = tiny_run.settings(
+        corpus, tmp_path / "run", duration="2ba", logging__wandb={"project": "p"}
+    )
+    assert tiny_run.train(plain) == 0
+    assert "W&B cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_wandb_works_offline(corpus, tmp_path):
+    folder = tmp_path / "run"
+    chosen = {"logging__wandb": {"project": "p", "mode": "offline"}}
+    plain = tiny_run.settings(corpus, folder, duration="3ba", **chosen)
+    assert tiny_run.train(plain) == 0
+    (run_id,) = (folder / "wandb_id").read_text().split()
+    assert list((folder / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
