@@ -4,14 +4,14 @@ Lanes exist whatever the number of ranks. Lane k reads every `lanes / canonical_
 of its group's share of each source, and makes the rows k, k + lanes, k + 2 * lanes, ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tessera.data.mixture import furthest_behind
 from tessera.data.packer import Waiting, fill_row, wants_more
 from tessera.data.pieces import Cut, Piece, PieceId
-from tessera.data.streams import Cursor, Stream, read_again, source_pieces
+from tessera.data.streams import Cursor, Stream, source_pieces
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,56 @@ class LaneState:
         return cls(plain["rows"], cursors, tuple(plain["drawn"]), tuple(waiting))
 
 
-def packed_rows(
-    streams: Sequence[Stream],
-    cut: Cut,
-    shares: Sequence[int],
-    *,
-    row_tokens: int,
-    waiting_pieces: int,
-    state: LaneState,
-) -> Iterator[tuple[list[Piece], LaneState]]:
-    """A lane's rows from a state on, for ever, each with the state after it."""
-    cursors, drawn, rows = list(state.cursors), list(state.drawn), state.rows
-    waiting = Waiting(read_again(streams, cut, state.waiting))
-    sources = [
-        source_pieces(stream, cut, cursor) for stream, cursor in zip(streams, cursors, strict=True)
-    ]
-    while True:
-        while wants_more(waiting, row_tokens, waiting_pieces):
-            source = furthest_behind(shares, drawn)
-            piece, cursors[source] = next(sources[source])
-            drawn[source] += piece.tokens
-            waiting.add(piece)
-        row = fill_row(waiting, row_tokens)
-        rows += 1
-        yield row, LaneState(rows, tuple(cursors), tuple(drawn), waiting.ids())
+class Lane:
+    """A lane at work: draws pieces, fills rows."""
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        cut: Cut,
+        shares: Sequence[int],
+        *,
+        row_tokens: int,
+        waiting_pieces: int,
+        state: LaneState,
+        waiting: Iterable[Piece],
+    ) -> None:
+        """Take up the work where it was left.
+
+        Args:
+            streams: The sources as this lane reads them.
+            cut: How documents become pieces.
+            shares: Each source's share of the tokens.
+            row_tokens: Slots of a row.
+            waiting_pieces: How many pieces to choose from, at least.
+            state: Where the lane stands.
+            waiting: The pieces of `state.waiting`, read again.
+        """
+        self._shares, self._row_tokens, self._waiting_pieces = shares, row_tokens, waiting_pieces
+        self._rows, self._drawn = state.rows, list(state.drawn)
+        self._cursors = list(state.cursors)
+        self._waiting = Waiting(waiting)
+        self._pieces = [
+            source_pieces(stream, cut, cursor)
+            for stream, cursor in zip(streams, state.cursors, strict=True)
+        ]
+
+    def wants_more(self) -> bool:
+        """Whether more pieces should be drawn before the next row."""
+        return wants_more(self._waiting, self._row_tokens, self._waiting_pieces)
+
+    def draw(self) -> None:
+        """Draw one piece, from the source whose turn it is."""
+        source = furthest_behind(self._shares, self._drawn)
+        piece, self._cursors[source] = next(self._pieces[source])
+        self._drawn[source] += piece.tokens
+        self._waiting.add(piece)
+
+    def next_row(self) -> tuple[list[Piece], LaneState]:
+        """The pieces of the next row, and the state after it."""
+        while self.wants_more():
+            self.draw()
+        row = fill_row(self._waiting, self._row_tokens)
+        self._rows += 1
+        after = LaneState(self._rows, tuple(self._cursors), tuple(self._drawn), self._waiting.ids())
+        return row, after

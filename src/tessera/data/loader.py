@@ -138,17 +138,11 @@ class Loader:
         """
         start, world_size = self._start, self._world_size
         first_slot = start.rows + (self._rank - start.rows) % world_size
+        slots = {"first_slot": first_slot, "stride": world_size}
         if self._config.workers:
-            rows = worker_rows(
-                self._recipe,
-                self._open_source,
-                start.lanes,
-                first_slot=first_slot,
-                stride=world_size,
-            )
+            rows = worker_rows(self._recipe, self._open_source, start.lanes, **slots)
         else:
-            slots = count(first_slot, world_size)
-            rows = make_rows(self._recipe, self.streams, start.lanes, slots)
+            rows = make_rows(self._recipe, self.streams, start.lanes, **slots)
         rows_before = start.rows
         for step in count(start.step):
             global_rows = self.plan.rows_at(rows_before)

@@ -1,7 +1,7 @@
 """One source as one lane reads it: documents in their order, cut into pieces, for ever."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -174,18 +174,39 @@ def _places(stream: Stream, document: int) -> Iterator[tuple[int, int]]:
     return zip(shards.tolist(), samples.tolist(), strict=True)
 
 
-def read_again(streams: Sequence[Stream], cut: Cut, ids: Sequence[PieceId]) -> list[Piece]:
-    """The pieces of these ids, in their order; those of shards that turned bad are left out."""
-    pieces: list[Piece | None] = [None] * len(ids)
-    for stream in streams:
-        asked = [n for n, piece in enumerate(ids) if piece[0] == stream.number]
-        if not asked:
-            continue
-        documents = [ids[n][1] for n in asked]
-        shards, samples = stream.order.locate(stream.positions(documents))
-        stream.reader.documents.will_need(np.unique(shards).tolist())
-        for n, shard, sample in zip(asked, shards.tolist(), samples.tolist(), strict=True):
-            tokens = stream.reader.read(shard, sample)
-            if tokens is not None and ids[n][2] < cut.pieces(len(tokens)):
-                pieces[n] = Piece(ids[n], cut.content(tokens, ids[n][2]))
-    return [piece for piece in pieces if piece is not None]
+def read_again(
+    waiting: Mapping[int, tuple[Sequence[Stream], Sequence[PieceId]]], cut: Cut
+) -> dict[int, list[Piece]]:
+    """The pieces that waited in some lanes, in their order, without those whose shard turned bad.
+
+    Read shard by shard, so that a small cache need not fetch a shard for each lane.
+
+    Args:
+        waiting: Each lane's streams, and the ids of its pieces.
+        cut: How documents become pieces.
+    """
+    places = []
+    for lane, (streams, ids) in waiting.items():
+        for stream in streams:
+            asked = [n for n, piece in enumerate(ids) if piece[0] == stream.number]
+            located = stream.order.locate(stream.positions([ids[n][1] for n in asked]))
+            for n, shard, sample in zip(asked, *(part.tolist() for part in located), strict=True):
+                places.append((stream.number, shard, sample, lane, n))
+    places.sort()
+    readers = {
+        stream.number: stream.reader for streams, _ in waiting.values() for stream in streams
+    }
+    for number, reader in readers.items():
+        reader.documents.will_need(
+            dict.fromkeys(place[1] for place in places if place[0] == number)
+        )
+
+    found: dict[int, list[Piece | None]] = {
+        lane: [None] * len(ids) for lane, (_, ids) in waiting.items()
+    }
+    for number, shard, sample, lane, n in places:
+        piece = waiting[lane][1][n]
+        tokens = readers[number].read(shard, sample)
+        if tokens is not None and piece[2] < cut.pieces(len(tokens)):
+            found[lane][n] = Piece(piece, cut.content(tokens, piece[2]))
+    return {lane: [piece for piece in pieces if piece] for lane, pieces in found.items()}

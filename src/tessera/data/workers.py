@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from queue import Queue
 
 from tessera.data.lane import LaneState
-from tessera.data.production import Recipe, make_rows
+from tessera.data.production import Recipe, make_rows, own_lanes
 from tessera.data.rows import Row
 from tessera.data.sources import OpenSource, lane_streams, open_readers
 
@@ -46,8 +46,9 @@ def worker_rows(
     started = []
     try:
         for worker in range(workers):
-            job = (recipe, open_source, states, first_slot + worker * stride, stride * workers)
-            started.append(_start(job))
+            slots = first_slot + worker * stride, stride * workers
+            own = {lane: states[lane] for lane in own_lanes(*slots, recipe.config.lanes)}
+            started.append(_start((recipe, open_source, own, *slots)))
         for turn in count():
             process, connection = started[turn % workers]
             try:
@@ -94,7 +95,7 @@ def _work(connection: Connection) -> None:
     try:
         readers = open_readers(recipe.config, recipe.form, open_source)
         streams = lane_streams(recipe.config, readers, recipe.seed)
-        for row in make_rows(recipe, streams, states, count(first_slot, stride)):
+        for row in make_rows(recipe, streams, states, first_slot=first_slot, stride=stride):
             ahead.put(pickle.dumps(row, pickle.HIGHEST_PROTOCOL))
     except Exception as error:  # raised again in the training process
         if not isinstance(error, ValueError):
