@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -30,6 +31,7 @@ from tessera.data.audit import batch_lines
 from tessera.data.config import BatchConfig, DataConfig, MaskingConfig, SourceConfig
 from tessera.data.loader import Loader, LoaderState, merge_states
 from tessera.data.shards import BadShard
+from tessera.quantities import ByteSize
 
 TOKENIZER = fake_tokenizer()
 
@@ -335,6 +337,34 @@ def test_ranks_of_a_node_read_only_the_shards_of_its_group():
         rows_of(make_loader(config, open_source=opener, rank=rank, world_size=4), 60)
     assert len(read[0] | read[1]) == 40
     assert max(map(len, read)) <= 21 and len(read[0] & read[1]) <= 1
+
+
+def test_a_cache_too_small_for_the_groups_of_a_node_is_said(caplog):
+    def limited(canonical_nodes):
+        cached = SourceConfig(
+            local="documents=400,shards=40", remote="r", cache_limit=ByteSize(5000)
+        )
+        return data_config(sources={"web": cached}, canonical_nodes=canonical_nodes)
+
+    make_loader(limited(4), rank=0, world_size=4)
+    assert not caplog.text
+    make_loader(limited(4), rank=0, world_size=1)
+    assert "source 'web': this node reads 4 groups of shards at a time" in caplog.text
+
+
+def test_waiting_pieces_do_not_keep_long_documents_in_memory():
+    source = FakeSource("web", ((200_000,) * 8,))
+    config, opener = one_source(source, lanes=1)
+    loader = make_loader(config, BatchConfig(rows=1), opener)
+    state = next(iter(loader)).state
+    for start in (None, state):
+        loader = make_loader(config, BatchConfig(rows=1), opener, state=start)
+        tracemalloc.start()
+        batches = iter(loader)
+        next(batches)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 3 * 200_000 * 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

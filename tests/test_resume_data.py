@@ -190,6 +190,11 @@ def test_resuming_with_other_data_is_refused(uninterrupted, changes, key, conseq
         assert "train_data.allow_changed: [" in message and key in message.splitlines()[-1]
 
 
+def test_an_allowed_change_that_is_misspelt_is_refused():
+    with pytest.raises(ValueError, match=r"allow_changed: 'sede' is none of seed, shuffle"):
+        data_config(allow_changed=("sede",))
+
+
 def test_shards_that_were_made_again_are_refused(uninterrupted):
     def made_again(name, source, split, vocab_size):
         return corpus(name, 400, index_fingerprint=f"new {name}")

@@ -7,6 +7,12 @@ from typing import Literal
 
 from tessera.quantities import ByteSize, Duration
 
+MAY_CHANGE = (
+    *("seed", "shuffle", "block_documents", "max_seq_len", "long_documents", "row_tokens"),
+    *("waiting_pieces", "tokenizer", "masking"),
+)
+"""What `allow_changed` may name, beside `sources.NAME` and keys under it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -128,6 +134,11 @@ class DataConfig:
             found.append(
                 f"canonical_nodes {self.canonical_nodes} does not divide lanes {self.lanes}"
             )
+        for key in self.allow_changed:
+            if key not in MAY_CHANGE and not key.startswith("sources."):
+                found.append(
+                    f"allow_changed: '{key}' is none of {', '.join(MAY_CHANGE)}, sources.NAME"
+                )
         try:
             row_ranges(self.skip_rows)
         except ValueError as error:

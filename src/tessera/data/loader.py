@@ -23,6 +23,7 @@ from tessera.data.sources import (
     open_readers,
     open_source,
     row_format,
+    warn_of_small_cache,
 )
 from tessera.data.state import (
     LoaderState,
@@ -89,6 +90,8 @@ class Loader:
         self.streams = lane_streams(config, self._readers, seed)
         self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
         lanes = range(rank, config.lanes, world_size)
+        for reader in self._readers:
+            warn_of_small_cache(config, reader, lanes)
         if state is None:
             first = {lane: self._recipe.first_state(lane) for lane in lanes}
             self._start = LoaderState(self.fingerprint, 0, 0, self.sources, first)

@@ -43,6 +43,8 @@ class Cut:
         return pieces if self.split else min(pieces, 1)
 
     def content(self, document: np.ndarray, piece: int) -> np.ndarray:
-        """The tokens of one piece: a view."""
+        """The tokens of one piece; a copy of a long document's, not to keep all of it in memory."""
         room = self.max_seq_len - FRAME_TOKENS
-        return document[piece * room : (piece + 1) * room]
+        if len(document) <= room:
+            return document
+        return document[piece * room : (piece + 1) * room].copy()

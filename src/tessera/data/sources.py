@@ -1,5 +1,6 @@
 """Opening the sources of a run, and dealing their documents out to lanes."""
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from tessera.data.shards import token_dtype
 from tessera.data.source import Source
 from tessera.data.streams import Documents, Reader, Stream
 from tessera.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 OpenSource = Callable[[str, SourceConfig, str, int], Documents]
 """(name, source, split, vocab_size) -> the opened source."""
@@ -118,6 +121,23 @@ def block_documents(config: DataConfig, source: SourceConfig, documents: Documen
     per_document = documents.shard_bytes.sum() / max(1, documents.samples.sum())
     fitting = int(source.cache_limit.value / 4 / max(1.0, per_document))
     return max(1, min(config.block_documents, fitting))
+
+
+def warn_of_small_cache(config: DataConfig, reader: Reader, lanes: Sequence[int]) -> None:
+    """Say so if the lanes of a rank read more groups at a time than a source's cache can hold."""
+    source, documents = config.sources[reader.name], reader.documents
+    if source.cache_limit is None:
+        return
+    groups = len({lane % config.canonical_nodes for lane in lanes})
+    bytes_each = documents.shard_bytes.sum() / max(1, documents.samples.sum())
+    needed = int(2 * groups * bytes_each * block_documents(config, source, documents))
+    if needed > source.cache_limit.value:
+        log.warning(
+            "source '%s': this node reads %d groups of shards at a time, about %d bytes, but its "
+            "cache_limit is %s: shards will be fetched again and again; raise it, or lower "
+            "train_data.block_documents, or set train_data.canonical_nodes to the number of nodes",
+            *(reader.name, groups, needed, source.cache_limit),
+        )
 
 
 def lane_streams(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tessera.data.config import DataConfig
+from tessera.data.config import MAY_CHANGE, DataConfig
 from tessera.data.lane import LaneState
 from tessera.data.sources import block_documents
 from tessera.data.streams import Reader
@@ -28,9 +28,10 @@ _CONSEQUENCES = {
     "tokenizer": "token ids would mean other tokens than those trained on",
     "masking": "masks differ from those the run would have had; no document is lost",
 }
-_PLAIN_KEYS = tuple(key for key in _CONSEQUENCES if key not in ("seed", "tokenizer", "masking"))
 _SOURCES = "sources."
-NEVER_ALLOWED = ("lanes", "canonical_nodes")
+_NEVER_ALLOWED = ("lanes", "canonical_nodes")
+_PLAIN_KEYS = [key for key in _CONSEQUENCES if key not in ("seed", "tokenizer", "masking")]
+assert _CONSEQUENCES.keys() == {*_NEVER_ALLOWED, *MAY_CHANGE}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def check_fingerprint(saved: Fingerprint, now: Fingerprint, allowed: Sequence[st
         ValueError: Naming each difference, what it would lose or repeat, and the way out.
     """
     changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    refused = [key for key in changed if key not in allowed or key in NEVER_ALLOWED]
+    refused = [key for key in changed if key not in allowed or key in _NEVER_ALLOWED]
     if not refused:
         return
     lines = ["the data differ from those of the checkpoint:"]
@@ -95,7 +96,7 @@ def check_fingerprint(saved: Fingerprint, now: Fingerprint, allowed: Sequence[st
         lines.append(f"  train_data.{key}: was {before}, now {after}; {_consequence(key)}")
     lines.append("Set them back to continue exactly. Or start a new phase with `start_from`, whose")
     lines.append("data begin anew.")
-    if overridable := [key for key in refused if key not in NEVER_ALLOWED]:
+    if overridable := [key for key in refused if key not in _NEVER_ALLOWED]:
         lines.append(
             f"Or accept this with train_data.allow_changed: [{', '.join(overridable)}]"
             + (", which cannot excuse lanes and canonical_nodes." if overridable != refused else "")

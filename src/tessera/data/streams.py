@@ -204,9 +204,11 @@ def read_again(
     found: dict[int, list[Piece | None]] = {
         lane: [None] * len(ids) for lane, (_, ids) in waiting.items()
     }
+    read: tuple[int, int, int] | None = None
     for number, shard, sample, lane, n in places:
         piece = waiting[lane][1][n]
-        tokens = readers[number].read(shard, sample)
+        if read != (number, shard, sample):
+            read, tokens = (number, shard, sample), readers[number].read(shard, sample)
         if tokens is not None and piece[2] < cut.pieces(len(tokens)):
             found[lane][n] = Piece(piece, cut.content(tokens, piece[2]))
     return {lane: [piece for piece in pieces if piece] for lane, pieces in found.items()}
