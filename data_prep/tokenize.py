@@ -22,6 +22,7 @@ import fcntl
 import json
 import multiprocessing
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -290,6 +291,7 @@ def start_worker(tokenizer_name: str, one_of_many: bool = False) -> None:
     """Load this process's tokenizer; one of many processes uses one core, a single one all."""
     global _tokenizer
     if one_of_many:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone answers Ctrl-C
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _tokenizer = load_tokenizer(tokenizer_name)
 

@@ -7,11 +7,14 @@ there are.
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Document = tuple[str, str]
 """(id, text)."""
@@ -57,12 +60,17 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     splits: dict[str, list[Path]] = {}
+    others: list[Path] = []
     if path.is_dir() and not is_dataset(path):
         for entry in sorted(path.iterdir()):
             name = entry.name.split(".")[0].split("-")[0]
             if name in ("train", "validation"):
                 splits.setdefault(name, []).extend(_files(entry))
+            else:
+                others.extend(_files(entry))
     splits = {name: files for name, files in splits.items() if files} or {"": _files(path)}
+    if others and "" not in splits:
+        log.warning("%s: left out %d files beside the splits: %s...", path, len(others), others[0])
     if not any(splits.values()):
         raise ValueError(
             f"{path} holds no documents; readable are {', '.join(JSONL + TABLES + TEXTS)} files, "

@@ -10,6 +10,7 @@ import hashlib
 import json
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -180,7 +181,8 @@ class Shard:
             if size != entry.raw.bytes:
                 raise ValueError(f"truncated or altered: {size} bytes instead of {entry.raw.bytes}")
             if guard:  # the mapping duplicates the descriptor, and with it keeps the lock
-                fcntl.flock(file, fcntl.LOCK_SH)
+                with suppress(OSError):  # where there are no locks, nothing is evicted either
+                    fcntl.flock(file, fcntl.LOCK_SH)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if verify and (problem := file_problem(self._map, entry.raw)):
             raise ValueError(problem)
