@@ -111,6 +111,17 @@ def test_a_step_is_only_skipped_whole(config):
     step(models[0], optimizers[0], 3)
     assert all(map(torch.equal, before, models[0].parameters()))
     skipping = False
+
+    def spoiled():
+        nonlocal skipping
+        next(models[0].parameters()).grad[:] = float("nan")
+        skipping = True
+        return 7.0
+
+    # Composer's closures compute the gradients, so it is after them that a step is judged.
+    assert optimizers[0].step(closure=spoiled) == 7.0
+    assert all(map(torch.equal, before, models[0].parameters()))
+    skipping = False
     for model, optimizer in zip(models, optimizers, strict=True):
         step(model, optimizer, 4)
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))

@@ -19,7 +19,7 @@ SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
 
 def make_corpus(folder: Path, *, documents: int = 240, seed: int = 0) -> Path:
-    """Two sources of documents whose words mostly go up by a step each; a tokenizer."""
+    """Two sources of documents with frequent words, often repeated; and their tokenizer."""
     make_tokenizer(folder / "tokenizer")
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
     for number, source in enumerate(("web", "code")):
@@ -48,10 +48,12 @@ def make_tokenizer(folder: Path, *, words: int = WORDS) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(names))
 
 
-def _document(rng: np.random.Generator, step: int) -> np.ndarray:
+def _document(rng: np.random.Generator, offset: int) -> np.ndarray:
     length = int(rng.integers(3, 90))
-    steps = np.where(rng.random(length) < 0.9, step, rng.integers(0, WORDS, length))
-    return (len(SPECIAL) + (rng.integers(WORDS) + steps.cumsum()) % WORDS).astype(np.uint16)
+    ranks = 1 + (np.arange(WORDS) + 40 * offset) % WORDS
+    drawn = rng.choice(WORDS, length, p=(1 / ranks) / (1 / ranks).sum())
+    last_drawn = np.maximum.accumulate(np.where(rng.random(length) < 0.5, np.arange(length), 0))
+    return (len(SPECIAL) + drawn[last_drawn]).astype(np.uint16)
 
 
 def settings(corpus: Path, run_folder: Path, **changes: object) -> dict:

@@ -55,5 +55,6 @@ class MuonWithAdamW(Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         """One step of both."""
-        self._muon.step(closure)
+        loss = self._muon.step(closure)
         self._adamw.step()
+        return loss

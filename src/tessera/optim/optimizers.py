@@ -124,10 +124,19 @@ def _decay(group: dict[str, Any]) -> float:
 
 
 def make_skippable(optimizer: Optimizer, skip: Callable[[], bool]) -> None:
-    """Make `optimizer.step` do nothing, not even count, whenever `skip()` is true."""
+    """Make `optimizer.step` change nothing, not even its count, whenever `skip()` is true.
+
+    Composer has a step compute its gradients itself, in a closure; `skip` is asked after that.
+    """
     step = optimizer.step
 
-    def step_unless_skipped(closure: Any = None) -> Any:
-        return None if skip() else step(closure)
+    def step_unless_skipped(closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not skip():
+            step()
+        return loss
 
     optimizer.step = step_unless_skipped  # type: ignore[method-assign]

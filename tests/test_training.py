@@ -1,0 +1,363 @@
+import errno
+import json
+import math
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from tessera.training import folder as files
+from tessera.training.config import SpikeConfig
+from tessera.training.guard import Guard, ranges
+from tessera.training.step import Step
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny_run.make_corpus(tmp_path_factory.mktemp("corpus"), documents=60)
+
+
+def build(plain):
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.run import build_run
+
+    return build_run(decode(RunConfig, plain, "test"))
+
+
+def before_each_step(run, act):
+    """Call `act(step, model)` when the gradients of a step are there, before it is judged."""
+    from composer.core import Callback
+
+    class Meddler(Callback):
+        def after_train_batch(self, state, logger):
+            act(int(state.timestamp.batch) + 1, state.model)
+
+    run.trainer.state.callbacks.insert(0, Meddler())
+    return run
+
+
+def test_a_model_learns(corpus, tmp_path):
+    plain = tiny_run.settings(
+        corpus, tmp_path / "run", duration="150ba", model__hidden_size=64, optimizer__lr=0.02
+    )
+    assert tiny_run.train(plain) == 0
+    records = tiny_run.metrics(tmp_path / "run")
+    assert records[0]["loss"] == pytest.approx(math.log(256), abs=0.1)
+    (evaluation,) = tiny_run.metrics(tmp_path / "run", "evaluation")
+    for source, score in evaluation["sources"].items():
+        assert score["loss"] < math.log(250) - 0.5, source
+
+
+def test_a_run_folder_says_what_was_run(corpus, tmp_path):
+    from tessera.config import load, to_plain
+    from tessera.training.config import RunConfig
+
+    plain = tiny_run.settings(corpus, tmp_path / "run", duration="2ba")
+    tiny_run.train(plain)
+    resolved = load(RunConfig, tmp_path / "run" / "config.yaml")
+    assert resolved.batch.rows == 4 and resolved.duration.value == 2
+    record = {
+        name: json.loads(text)
+        for name, text in tiny_run.read(tmp_path / "run")["callbacks"]["RunRecord"].items()
+    }
+    assert record["run_config"] == to_plain(resolved)
+    assert record["model_config"] == to_plain(resolved.model)
+    assert "tokenizer.json" in record["tokenizer_files"]
+    assert record["progress"]["steps"] == 2 and record["progress"]["rows"] == 8
+    assert record["data"]["rows"] == 8
+
+
+def test_a_checkpoint_holds_nothing_that_needs_unpickling(corpus, tmp_path):
+    tiny_run.train(tiny_run.settings(corpus, tmp_path / "run", duration="1ba"))
+    state = tiny_run.read(tmp_path / "run")  # through the allowlist
+    assert {"model", "optimizers", "callbacks", "timestamp"} <= set(state)
+
+
+def steps_left(folder):
+    return list(files.checkpoints(folder))
+
+
+def test_keep_deletes_the_oldest_but_never_milestones_or_the_start_of_a_decay(corpus, tmp_path):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(
+        corpus,
+        folder,
+        duration="12ba",
+        schedule={"name": "warmup_stable_decay", "decay": "5ba"},
+        checkpoints={"interval": "2ba", "keep": 2, "milestones": ["3ba"]},
+    )
+    assert tiny_run.train(plain) == 0
+    assert steps_left(folder) == [3, 7, 10, 12]
+    assert (folder / "checkpoints" / "latest").resolve().name == "step00000012.pt"
+
+
+def test_keep_counts_the_checkpoints_of_processes_before(corpus, tmp_path):
+    folder = tmp_path / "run"
+    keep = {"interval": "1ba", "keep": 2}
+    for duration in ("3ba", "5ba"):
+        tiny_run.train(tiny_run.settings(corpus, folder, duration=duration, checkpoints=keep))
+    assert steps_left(folder) == [4, 5]
+
+
+def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step in (1, 2, 3):
+        with files.checkpoint_path(tmp_path, step).open("wb") as file:
+            torch.save({"step": step}, file)
+    files.checkpoint_path(tmp_path, 3).write_bytes(b"torn")
+    files.prune(tmp_path, 1)
+    assert steps_left(tmp_path) == [2, 3], "the last good one must stay"
+
+
+def no_space(*arguments, **settings):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_during_a_save_leaves_the_checkpoint_before(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    run = build(tiny_run.settings(corpus, folder, duration="6ba", checkpoints__interval="1ba"))
+    save = torch.save
+
+    def fill_up(contents, file):
+        if "step00000003" in file.name or "step00000004" in file.name:
+            file.write(b"half of it")
+            no_space()
+        save(contents, file)
+
+    monkeypatch.setattr(torch, "save", fill_up)
+    assert run.fit() == 0
+    assert steps_left(folder) == [1, 2, 5, 6]
+    assert capsys.readouterr().err.count("CHECKPOINT NOT WRITTEN") == 2
+    assert not list((folder / "checkpoints").glob(".*.writing"))
+
+
+def test_a_disk_that_stays_full_stops_the_run(corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    run = build(tiny_run.settings(corpus, folder, duration="9ba", checkpoints__interval="1ba"))
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(OSError, match="the checkpoint could not be written .*No space left"):
+        run.fit()
+    assert tiny_run.metrics(folder)[-1]["step"] == 3
+    files.lock(folder).release()
+
+
+def test_latest_never_dangles(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (1, 2):
+        files.write_whole(files.checkpoint_path(tmp_path, step), lambda file: file.write(b"x"))
+        files.point_latest(files.checkpoint_path(tmp_path, step))
+        assert (folder / "latest").read_bytes() == b"x"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "latest",
+        "step00000001.pt",
+        "step00000002.pt",
+    ]
+
+
+def poison(at):
+    def act(step, model):
+        if step in at:
+            next(model.parameters()).grad[0, 0] = float("nan")
+
+    return act
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(corpus, tmp_path):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, duration="6ba", checkpoints__interval="1ba")
+    assert before_each_step(build(plain), poison({3})).fit() == 0
+    records = tiny_run.metrics(folder)
+    assert [record["skipped"] for record in records] == [None, None, "non-finite", *[None] * 3]
+    assert records[2]["grad_norm"] is None and records[2]["loss"] is not None
+
+    before, after, later = (tiny_run.read(folder, step) for step in (2, 3, 4))
+    for part in ("model", "optimizers"):
+        assert tiny_run.same_training_state(
+            {**after, "callbacks": before["callbacks"], "timestamp": before["timestamp"]}, before
+        ), part
+    name = "model.head.dense.weight"
+    assert not torch.equal(after["model"][name], later["model"][name])
+    assert all(torch.isfinite(w).all() for w in later["model"].values())
+
+    (seen,) = map(json.loads, (folder / "spikes.jsonl").read_text().splitlines())
+    assert (seen["step"], seen["why"], seen["action"]) == (3, "non-finite", "skip")
+    assert seen["digest"] == records[2]["digest"] and seen["rows"] == ["8-11"]
+    assert [m["rows"] for m in seen["microbatches"]] == [["8-9"], ["10-11"]]
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(corpus, tmp_path):
+    run = build(tiny_run.settings(corpus, tmp_path / "run", duration="3ba"))
+
+    def act(step, model):
+        if step == 2:
+            run.trainer.state.model.losses[0] = torch.tensor(float("inf"))
+
+    assert before_each_step(run, act).fit() == 0
+    records = tiny_run.metrics(tmp_path / "run")
+    assert [record["skipped"] for record in records] == [None, "non-finite", None]
+    assert records[1]["loss"] is None
+
+
+def test_a_run_that_only_skips_is_stopped(corpus, tmp_path):
+    from tessera.training.guard import SpikeError
+
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, duration="20ba", spikes__patience_steps=4)
+    with pytest.raises(SpikeError, match="stopped before step 6 changed the weights: non-finite"):
+        before_each_step(build(plain), poison(range(3, 20))).fit()
+    assert tiny_run.metrics(folder)[-1]["step"] == 5
+
+
+def test_a_run_stopped_by_a_spike_goes_on_without_the_rows_it_names(corpus, tmp_path):
+    from tessera.training.guard import SpikeError
+
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(
+        corpus, folder, duration="8ba", checkpoints__interval="2ba", spikes__non_finite="stop"
+    )
+    with pytest.raises(SpikeError) as error:
+        before_each_step(build(plain), poison({6})).fit()
+    assert "train_data.skip_rows=['20-23']" in str(error.value)
+    assert steps_left(folder) == [2, 4]
+    plain["train_data"]["skip_rows"] = ["20-23"]
+    assert tiny_run.train(plain) == 0
+    records = tiny_run.metrics(folder)
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert [record["first_row"] for record in records] == [0, 4, 8, 12, 16, 24, 28, 32]
+
+
+def usual(loss, grad_norm=1.0, masked_tokens=10):
+    return Step(
+        loss=loss,
+        grad_norm=grad_norm,
+        masked_tokens=masked_tokens,
+        tokens=30,
+        slots=32,
+        documents=2,
+        rows=np.arange(2),
+        digest="",
+        source_tokens={},
+        source_epochs={},
+        flops=1.0,
+        wait_seconds=0.0,
+        stop_signal=None,
+    )
+
+
+def test_a_spike_is_judged_by_the_usual_losses_before_it():
+    guard = Guard(SpikeConfig(window_steps=40, threshold=8.0, action="skip"))
+    noise = np.random.default_rng(0).normal(2.0, 0.05, 100)
+    assert [guard.judge(usual(loss)) for loss in noise] == [None] * 100
+    verdict = guard.judge(usual(3.0))
+    assert (verdict.why, verdict.action) == ("spike", "skip")
+    assert 2.1 < verdict.limit < 2.8
+    assert guard.judge(usual(2.1)) is None
+    assert 3.0 not in guard.losses, "a skipped loss is not a usual one"
+
+
+def test_a_slow_fall_and_an_early_jump_are_no_spikes():
+    guard = Guard(SpikeConfig(window_steps=40))
+    losses = [9.0, 12.0, *np.linspace(9, 2, 200)]
+    assert [guard.judge(usual(loss)) for loss in losses] == [None] * 202
+
+
+def test_a_guard_continues_from_its_state_as_if_nothing_had_happened():
+    losses = np.random.default_rng(1).normal(2.0, 0.3, 120)
+    config = SpikeConfig(window_steps=20, threshold=2.0, action="skip")
+    whole = Guard(config)
+    verdicts = [whole.judge(usual(loss)) for loss in losses]
+    assert sum(v is not None for v in verdicts) > 2
+    first = Guard(config)
+    for loss in losses[:60]:
+        first.judge(usual(loss))
+    second = Guard(config)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [second.judge(usual(loss)) for loss in losses[60:]] == verdicts[60:]
+
+
+def test_rows_are_named_as_skip_rows_takes_them():
+    assert ranges([5, 3, 4, 9, 11, 10]) == ["3-5", "9-11"]
+    assert ranges([7]) == ["7-7"]
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(corpus, tmp_path):
+    norms = {}
+
+    def run_with(clip):
+        folder = tmp_path / str(clip)
+        plain = tiny_run.settings(
+            corpus, folder, duration="1ba", checkpoints__interval="1ba", optimizer__clip_norm=clip
+        )
+        tiny_run.train(plain)
+        moments = tiny_run.read(folder)["optimizers"]["StableAdamW"]["state"].values()
+        norms[clip] = sum(float(m["exp_avg"].double().square().sum()) for m in moments) ** 0.5
+        return tiny_run.metrics(folder)[0]["grad_norm"]
+
+    logged = run_with(None)
+    assert run_with(0.01) == logged, "the norm is logged as it was"
+    assert norms[None] == pytest.approx(logged)
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_activation_checkpointing_changes_nothing(corpus, tmp_path):
+    for on in (False, True):
+        plain = tiny_run.settings(
+            corpus, tmp_path / str(on), duration="3ba", compute__activation_checkpointing=on
+        )
+        assert tiny_run.train(plain) == 0
+    one, other = (tiny_run.untimed(tiny_run.metrics(tmp_path / str(on))) for on in (False, True))
+    assert one == other
+
+
+def test_the_watchdog_shows_where_a_step_hangs(corpus, tmp_path):
+    folder = tmp_path / "run"
+    run = build(tiny_run.settings(corpus, folder, duration="2ba", watchdog_minutes=0.5 / 60))
+
+    def the_culprit(step, model):
+        if step == 2:
+            time.sleep(1.5)
+
+    assert before_each_step(run, the_culprit).fit() == 0
+    stacks = (folder / "stacks-rank0.txt").read_text()
+    assert "the_culprit" in stacks and "Timeout" in stacks
+
+
+def test_a_mistake_is_one_message_and_known_before_torch(tmp_path):
+    plain = tiny_run.settings(tmp_path, tmp_path / "run", batch__row=3, optimizer__lr=-1.0)
+    yaml_path = tiny_run.write_yaml(tmp_path / "run.yaml", plain)
+    script = (
+        "import runpy, sys\n"
+        "path, sys.argv = sys.argv[1], sys.argv[1:]\n"
+        "try:\n    runpy.run_path(path, run_name='__main__')\n"
+        "finally:\n    print('torch imported:', 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_run.REPOSITORY / "main.py"), str(yaml_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "torch imported: False" in done.stdout
+    assert "batch.row: unknown 'row'; did you mean 'rows'?" in done.stderr
+    assert "optimizer.lr: lr must be positive" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused_before_torch(monkeypatch, tmp_path):
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+
+    plain = tiny_run.settings(tmp_path, tmp_path / "run", batch__rows=6)
+    config = decode(RunConfig, plain, "test")
+    config.check_world(2)
+    with pytest.raises(ValueError) as error:
+        config.check_world(4)
+    assert "batch.rows: 6 rows do not divide among 4 ranks" in str(error.value)
