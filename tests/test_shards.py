@@ -106,8 +106,10 @@ def test_shards_that_others_wrote_are_read_whatever_else_they_hold(tmp_path, enc
     ("mds_columns", "sample", "message"),
     [
         ({"text": "str"}, {"text": "a"}, "no column 'input_ids', only text"),
-        ({"input_ids": "bytes"}, {"input_ids": b"ab"}, "'bytes', not one ndarray of integers"),
-        ({"input_ids": "ndarray:float32"}, {"input_ids": np.ones(3, "f4")}, "holds float32"),
+        ({"input_ids": "bytes"}, {"input_ids": b"ab"}, "'bytes', not an ndarray of integers"),
+        ({"input_ids": "ndarray:float32"}, {"input_ids": np.ones(3, "f4")}, "float32', not an"),
+        ({"input_ids": "ndarray:int64:3"}, {"input_ids": np.ones(3, "i8")}, "of any length"),
+        ({"input_ids": "ndarray"}, {"input_ids": np.ones(3, "f4")}, "not integers of one kind"),
         ({"input_ids": "ndarray:int64"}, {"input_ids": np.ones((2, 2), "i8")}, "one-dimensional"),
     ],
 )

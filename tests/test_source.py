@@ -175,7 +175,7 @@ def test_a_bad_local_shard_is_named_and_the_others_stay_readable(remote, change,
     with pytest.raises(BadShard, match=message) as caught:
         source.document(2, 0)
     assert caught.value.shard == 2
-    for part in ("source 'web'", str(path), "data.on_bad_shard: skip"):
+    for part in ("source 'web'", str(path), "train_data.on_bad_shard: skip"):
         assert part in str(caught.value)
     assert len(source.document(3, 0)) == source.lengths(3)[0]
 
@@ -185,6 +185,26 @@ def test_token_ids_beyond_the_vocabulary_are_no_bad_shard_but_a_wrong_tokenizer(
     with pytest.raises(ValueError, match="vocabulary has 100; use the tokenizer") as caught:
         source.document(0, 0)
     assert not isinstance(caught.value, BadShard)
+
+
+def test_shards_of_untokenised_text_are_refused_before_any_is_read(corpora, tmp_path):
+    index = json.loads((corpora[0] / "raw/train/index.json").read_text())
+    for entry in index["shards"]:
+        entry |= {"column_names": ["text"], "column_encodings": ["str"], "column_sizes": [None]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="no column 'input_ids', only text; tokenize the text"):
+        open_source(tmp_path, split="")
+
+
+def test_running_out_of_descriptors_is_not_blamed_on_a_shard(corpora, monkeypatch):
+    source = open_source(corpora[0] / "raw")
+
+    def exhausted(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("tessera.data.source.Shard", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        source.document(0, 0)
 
 
 # ---- caches

@@ -137,7 +137,7 @@ class ShardCache:
         """Fetch unless another process or thread is at it; False to try again later."""
         try:
             return self.path(number).exists() or self._fetch_once(number, wait=False)
-        except (CacheError, FetchFailed) as error:  # whoever needs the shard will raise
+        except Exception as error:  # whoever needs the shard will meet it too, and raise
             log.warning("source '%s': prefetch of shard %d: %s", self._source, number, error)
             return True
 

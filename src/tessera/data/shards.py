@@ -65,6 +65,23 @@ class Layout:
         """Columns whose size is at the sample's beginning, in that order."""
         return [name for name, size in zip(self.names, self.sizes, strict=True) if not size]
 
+    def encoding(self, name: str) -> str:
+        """What MDS calls the type of a column."""
+        return self.encodings[self.names.index(name)]
+
+    @property
+    def problem(self) -> str | None:
+        """Why these are no shards of tokenised documents, if so."""
+        if TOKENS_COLUMN not in self.names:
+            return f"they have no column '{TOKENS_COLUMN}', only {', '.join(self.names)}"
+        kind, _, dtype = self.encoding(TOKENS_COLUMN).partition(":")
+        if kind != "ndarray" or dtype not in ("", *_MDS_DTYPE_CODES.values()):
+            return (
+                f"their column '{TOKENS_COLUMN}' is '{self.encoding(TOKENS_COLUMN)}', not an "
+                "ndarray of integers of 16 bits or more, of any length"
+            )
+        return None
+
 
 @dataclass(frozen=True)
 class ShardFile:
@@ -213,25 +230,21 @@ class Shard:
                     raise ValueError(f"its column '{name}' is damaged")
                 return start, size
             start = start + size
-        raise ValueError(f"it has no column '{name}', only {', '.join(layout.names)}")
+        raise AssertionError(f"no column '{name}' in {layout.names}")
 
     def _locate_tokens(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+        if self._layout.problem:
+            raise ValueError(self._layout.problem)
         start, size = self._column(TOKENS_COLUMN)
-        kind, _, name = self._encoding(TOKENS_COLUMN).partition(":")
-        if kind != "ndarray" or "," in name or ":" in name:
-            raise ValueError(
-                f"its column '{TOKENS_COLUMN}' is '{kind}', not one ndarray of integers a document"
-            )
+        name = self._layout.encoding(TOKENS_COLUMN).partition(":")[2]
         if not name and self.samples:  # then the dtype stands before the shape
             codes = self._bytes[start]
             name = _MDS_DTYPE_CODES.get(int(codes[0]), "unknown")
-            if (codes != codes[0]).any():
-                raise ValueError(f"its column '{TOKENS_COLUMN}' mixes dtypes")
+            if (codes != codes[0]).any() or name == "unknown":
+                raise ValueError(
+                    f"its column '{TOKENS_COLUMN}' is not integers of one kind of 16 bits or more"
+                )
             start, size = start + 1, size - 1
-        if name not in _MDS_DTYPE_CODES.values() and self.samples:
-            raise ValueError(
-                f"its column '{TOKENS_COLUMN}' holds {name}, not integers of 16 bits or more"
-            )
         dtype = np.dtype(name or np.uint16).newbyteorder("<")
         shape = self._bytes[start].astype(np.int64) if self.samples else start
         if (shape >> 2 != 1).any():
@@ -246,9 +259,6 @@ class Shard:
             dtype,
         )
 
-    def _encoding(self, name: str) -> str:
-        return self._layout.encodings[self._layout.names.index(name)]
-
     def tokens(self, sample: int) -> np.ndarray:
         """Token ids of a document: a copy, since a view would keep the file open."""
         count, start = self.lengths[sample], self._starts[sample]
@@ -256,7 +266,7 @@ class Shard:
 
     def document_id(self, sample: int) -> str:
         """The id of a document; '' if the shard has no such column of strings."""
-        if ID_COLUMN not in self._layout.names or self._encoding(ID_COLUMN) != "str":
+        if ID_COLUMN not in self._layout.names or self._layout.encoding(ID_COLUMN) != "str":
             return ""
         start, size = self._ids
         return self._map[start[sample] : start[sample] + size[sample]].decode()

@@ -1,5 +1,6 @@
 """One source of documents: whole documents by (shard, sample), from a folder or a remote one."""
 
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,9 @@ from tessera.data.shards import (
 log = logging.getLogger(__name__)
 
 _TRIES = 5
-_SKIP = "to train without such shards, set data.on_bad_shard: skip"
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of a process that holds too much, for which no shard is to blame."""
+_SKIP = "to train without such shards, set train_data.on_bad_shard: skip"
 
 
 class Source:
@@ -169,6 +172,8 @@ class Source:
             cure = "check that it is whole there and may be read"
             raise BadShard(self.name, number, path, str(error), f"{cure}; {_SKIP}") from error
         except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in _OURS:
+                raise
             problem = "does not exist" if isinstance(error, FileNotFoundError) else str(error)
             cure = "prepare or copy it again"
             raise BadShard(self.name, number, path, problem, f"{cure}; {_SKIP}") from error
@@ -180,6 +185,7 @@ class Source:
         entry, verify = self._index.shards[number], number not in self._verified
         if self._cache is None:
             return Shard(path, entry, verify=verify)
+        fetched_again = False
         for _ in range(_TRIES):
             self._cache.fetch(number)
             self._cache.touch(number)
@@ -188,10 +194,11 @@ class Source:
             except FileNotFoundError:
                 continue  # evicted by another process since it was fetched
             except ValueError as error:
-                if not self._cache.discard(number):
+                if fetched_again or not self._cache.discard(number):
                     raise
+                fetched_again = True
                 log.warning("source '%s': %s: %s; fetching it again", self.name, path, error)
-        raise FetchFailed(f"was fetched {_TRIES} times, and was damaged or evicted each time")
+        raise FetchFailed(f"was fetched {_TRIES} times, and evicted by others before it was read")
 
     def _check_vocabulary(self, shard: Shard, path: Path) -> None:
         if self._vocab_size is None or not shard.samples or not shard.lengths[0]:
@@ -212,6 +219,12 @@ class Source:
                 + "; prepare the data first, or correct `local` or `split`"
             )
         index = parse_index(path.read_bytes(), f"source '{self.name}': {path}")
+        for layout in {shard.layout for shard in index.shards}:
+            if problem := layout.problem:
+                raise ValueError(
+                    f"source '{self.name}': the shards in {self.folder} cannot be trained on: "
+                    f"{problem}; tokenize the text with data_prep/tokenize.py"
+                )
         if not any(shard.samples for shard in index.shards):
             raise ValueError(f"source '{self.name}': {self.folder} holds no documents")
         return index
