@@ -123,7 +123,7 @@ def test_weights_alone_by_choice_or_need(corpus, first, tmp_path, capsys):
         ({"start_from": "runs/nowhere"}, "start_from: 'runs/nowhere' does not exist"),
         ({"model__vocab_size": 128}, "model.vocab_size: 128 rows cannot hold the 255 tokens"),
         ({"train_data__sources__web__local": "data/nowhere"}, "train_data.sources.web"),
-        ({"tokenizer": "data/nowhere"}, "tokenizer"),
+        ({"tokenizer": "./nowhere"}, "tokenizer"),
         ({"train_data__max_seq_len": 512}, "max_seq_len 512 is larger than row_tokens"),
     ],
 )

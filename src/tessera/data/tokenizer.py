@@ -110,7 +110,8 @@ def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
 def _read_files(name: str) -> dict[str, str]:
     folder = Path(name)
     if not folder.is_dir():
-        if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1:
+        names_a_place = "/" in name and folder.parent.is_dir()  # an id has no folder before it
+        if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
             raise ValueError(f"tokenizer {name}: no such folder; train one, or correct the path")
         return _files_from_transformers(name)
     files = {file: (folder / file).read_text() for file in _FILES if (folder / file).is_file()}
