@@ -13,7 +13,8 @@ CONFIG = ModelConfig(
     vocab_size=96,
     hidden_size=32,
     intermediate_size=24,
-    num_hidden_layers=7,
+    num_hidden_layers=5,
+    global_attn_every_n_layers=2,
     num_attention_heads=2,
     local_attention=8,
 )

@@ -67,5 +67,9 @@ def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (T, D/2) -> (T, 1, D/2)
     left, right = x.to(cos.dtype).chunk(2, dim=-1)
     to_left, to_right = out.chunk(2, dim=-1)
-    to_left.copy_(torch.mul(left, cos).addcmul_(right, sin, value=-1))
-    to_right.copy_(torch.mul(right, cos).addcmul_(left, sin))
+    if out.dtype == cos.dtype and not torch.compiler.is_compiling():
+        torch.mul(left, cos, out=to_left).addcmul_(right, sin, value=-1)
+        torch.mul(right, cos, out=to_right).addcmul_(left, sin)
+    else:  # half precision is rounded last; a compiler fuses the copies away
+        to_left.copy_(torch.mul(left, cos).addcmul_(right, sin, value=-1))
+        to_right.copy_(torch.mul(right, cos).addcmul_(left, sin))
