@@ -104,6 +104,11 @@ def write_yaml(path: Path, plain: dict) -> Path:
     return path
 
 
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"}
+
+
 def start(
     yaml_path: Path,
     *overrides: str,
@@ -114,18 +119,12 @@ def start(
     command = [sys.executable]
     if ranks is not None:
         command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "WANDB_SILENT": "true",
-    }
     return subprocess.Popen(
         [*command, str(script), str(yaml_path), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env=environment(),
         cwd=yaml_path.parent,
     )
 

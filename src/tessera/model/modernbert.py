@@ -32,7 +32,7 @@ class MaskedLMOutput:
     """Logits if nothing was to be predicted, else the loss."""
 
     logits: Tensor | None = None
-    """(T, V)."""
+    """(T, V), or (M, V) of the slots asked for."""
     loss_sum: Tensor | None = None
     """float32 scalar: sum of the cross-entropy over the masked tokens."""
     masked_tokens: Tensor | None = None
@@ -81,11 +81,12 @@ class ModernBertForMaskedLM(nn.Module):
                 Costs a host sync; training gives the next two instead.
             masked_positions: (M,) int64, the slots to predict.
             masked_labels: (M,) int64, the original token of each; `IGNORED` ones do not count.
+                Without it, what comes back are the logits of those slots.
             dropout_keys: (T,) int32 from `tessera.model.dropout.dropout_keys`. Without it,
                 training drops what torch's own generator says.
 
         Returns:
-            The logits of every slot if neither labels nor positions are given, else the loss.
+            The loss if labels are given; else the logits, of every slot or of `masked_positions`.
         """
         if labels is not None:
             masked_positions = (labels != IGNORED).nonzero().squeeze(1)
@@ -98,10 +99,8 @@ class ModernBertForMaskedLM(nn.Module):
             keep=masked_positions,
         )
         hidden = self.head(hidden)
-        if masked_positions is None:
-            return MaskedLMOutput(logits=self.decoder(hidden))
         if masked_labels is None:
-            raise ValueError("masked_positions need masked_labels: the tokens to predict there")
+            return MaskedLMOutput(logits=self.decoder(hidden))
         loss_sum = masked_loss(
             hidden,
             self.decoder.weight,

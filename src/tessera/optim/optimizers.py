@@ -15,7 +15,11 @@ _PROGRESS = ("params", "step", "setup")
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: Iterable[tuple[str, Tensor]], device: str
+    config: OptimizerConfig,
+    parameters: Iterable[tuple[str, Tensor]],
+    device: str,
+    *,
+    sharded: bool = False,
 ) -> Optimizer:
     """The optimizer, at its peak rate.
 
@@ -25,6 +29,8 @@ def build_optimizer(
         config: which one, and its settings.
         parameters: names and weights; of weights that are one (tied), the first name counts.
         device: type of the device that will hold them, 'cpu' or 'cuda'.
+        sharded: whether each rank will hold a part of each weight. Neither fused steps nor all of
+            those over lists of tensors know such weights.
 
     Raises:
         ValueError: the optimizer needs a newer torch.
@@ -32,13 +38,17 @@ def build_optimizer(
     unique = {id(weight): (name, weight) for name, weight in reversed(list(parameters))}
     named = {name: weight for name, weight in reversed(unique.values()) if weight.requires_grad}
     if isinstance(config, Muon):
-        return _muon(config, named, device)
+        return _muon(config, named, fused=device == "cuda" and not sharded)
     groups = _decay_groups(named, config.weight_decay)
     if isinstance(config, AdamW):
         return torch.optim.AdamW(
-            groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device == "cuda"
+            groups,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=device == "cuda" and not sharded,
         )
-    return _stable_adamw(config, groups, device)
+    return _stable_adamw(config, groups, device, sharded)
 
 
 def _decay_groups(named: dict[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -53,7 +63,9 @@ def decays(name: str, weight: Tensor) -> bool:
     return weight.ndim > 1 and not name.endswith(".bias")
 
 
-def _stable_adamw(config: StableAdamW, groups: list[dict[str, Any]], device: str) -> Optimizer:
+def _stable_adamw(
+    config: StableAdamW, groups: list[dict[str, Any]], device: str, sharded: bool
+) -> Optimizer:
     import optimi
 
     with warnings.catch_warnings():
@@ -66,12 +78,12 @@ def _stable_adamw(config: StableAdamW, groups: list[dict[str, Any]], device: str
             eps=config.eps,
             decouple_lr=True,
             max_lr=config.lr,
-            foreach=device != "cuda",
-            triton=device == "cuda",
+            foreach=device != "cuda" and not sharded,
+            triton=device == "cuda" and not sharded,
         )
 
 
-def _muon(config: Muon, named: dict[str, Tensor], device: str) -> Optimizer:
+def _muon(config: Muon, named: dict[str, Tensor], *, fused: bool) -> Optimizer:
     from tessera.optim.muon import MuonWithAdamW
 
     matrices = {n: w for n, w in named.items() if w.ndim == 2 and ".layers." in f".{n}"}
@@ -80,7 +92,7 @@ def _muon(config: Muon, named: dict[str, Tensor], device: str) -> Optimizer:
         [{"params": list(matrices.values()), "weight_decay": config.weight_decay}],
         _decay_groups(rest, config.rest.weight_decay),
         config,
-        fused=device == "cuda",
+        fused=fused,
     )
 
 

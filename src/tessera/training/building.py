@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.core import State
-from composer.utils import dist
+from composer.utils import FSDP2Config, ParallelismConfig, dist
 
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.config import to_yaml
@@ -68,7 +68,12 @@ def build(config: RunConfig, held: Held | None) -> Run:
     run.closing.append(loader.close)
     encoder = build_encoder(config, device)
     model = MaskedLanguageModel(encoder, config.seed)
-    optimizer = build_optimizer(config.optimizer, model.named_parameters(), device)
+    optimizer = build_optimizer(
+        config.optimizer,
+        model.named_parameters(),
+        device,
+        sharded=config.compute.sharding == "fsdp",
+    )
     remember_peak(optimizer)
     chosen = settings(optimizer)
 
@@ -118,6 +123,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
         device_train_microbatch_size=1,  # our split_batch decides; Composer insists on a number
         accumulate_train_batch_on_tokens=True,
         spin_dataloaders=False,
+        parallelism_config=parallelism(config, encoder),
         progress_bar=False,
         dist_timeout=config.compute.timeout_minutes * 60,
     )
@@ -157,9 +163,26 @@ def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
                 "published" if tiles.mode == "published" else "aligned",
             )
         )
-    if config.compute.activation_checkpointing:
-        encoder.checkpoint_layers(True)
+    encoder.checkpoint_layers(config.compute.activation_checkpointing)
+    if compiles(config, device):
+        encoder.compile_layers()
     return encoder
+
+
+def compiles(config: RunConfig, device: str) -> bool:
+    """Whether torch compiles the model."""
+    chosen = config.compute.compile
+    return device == "cuda" if chosen == "auto" else chosen
+
+
+def parallelism(config: RunConfig, encoder: ModernBertForMaskedLM) -> ParallelismConfig | None:
+    """Composer's configuration of sharding, layer by layer; None for plain DDP."""
+    if config.compute.sharding == "none":
+        return None
+    layers = set(encoder.model.layers)
+    # Composer asks its model's direct children which of their modules to shard one by one.
+    object.__setattr__(encoder, "fsdp_wrap_fn", lambda module: module in layers)
+    return ParallelismConfig(fsdp2=FSDP2Config(state_dict_type="full"))
 
 
 def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:

@@ -101,14 +101,16 @@ class ComputeConfig:
 
     precision: Literal["auto", "fp32", "amp_bf16"] = "auto"
     """`auto`: bfloat16 autocast on a GPU, float32 on a CPU."""
-    attention: str = "auto"
-    """The attention backend by name; `tessera doctor` lists those of this machine."""
+    attention: Literal[
+        "auto", "flash-attn-2", "flash-attn-3", "flash-attn-4", "torch-varlen", "flex", "sdpa"
+    ] = "auto"
+    """The attention backend; `tessera doctor` lists those that serve on this machine."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile each layer; `auto`: on a GPU only."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | tuple[int, ...] = False
+    """Recompute layers (all, or these) in the backward pass: less memory, a third more time."""
     sharding: Literal["none", "fsdp"] = "none"
-    """`fsdp` spreads weights, gradients and optimizer state over the ranks (GPUs only)."""
+    """`fsdp` spreads weights, gradients and optimizer state over the ranks."""
     threads: int | None = None
     """CPU threads of each rank; null divides the cores of the machine among its ranks."""
     timeout_minutes: float = 10.0

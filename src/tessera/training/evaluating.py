@@ -9,6 +9,7 @@ import torch
 from composer.core import Callback, State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
+from torch import Tensor
 
 from tessera.batch import PackedBatch
 from tessera.training import ranks
@@ -67,10 +68,11 @@ class Evaluation(Callback):
         loss, right, masked, tokens = 0.0, 0.0, 0, 0
         sums = []
         for batch in batches:
-            with get_precision_context(state.precision, state.precision_config):
-                sums.append(self.model(batch))
+            sums.append(self._forward(state, batch))
             masked += batch.masked_tokens
             tokens += batch.tokens
+        if state.fsdp_enabled:
+            self._keep_up(state, len(sums))
         if sums:
             loss, right = torch.stack(sums).sum(0).tolist()
         parts = ranks.gather((loss, right, masked, tokens))
@@ -83,3 +85,13 @@ class Evaluation(Callback):
             "masked_tokens": sum(maskeds),
             "tokens": sum(counts),
         }
+
+    def _forward(self, state: State, batch: PackedBatch) -> Tensor:
+        with get_precision_context(state.precision, state.precision_config):
+            return self.model(batch)
+
+    def _keep_up(self, state: State, done: int) -> None:
+        """Sharded weights are put together by all ranks at once: work as often as the busiest."""
+        assert self.stepping.batch is not None
+        for _ in range(max(ranks.gather(done)) - done):
+            self._forward(state, self.stepping.batch.microbatches[0])

@@ -14,7 +14,7 @@ from tessera.model.dropout import dropout_keys
 from tessera.model.modernbert import ModernBertForMaskedLM
 
 _LOGIT_ROWS = 2048
-"""Tokens whose logits are in memory at once in an evaluation."""
+"""Tokens whose logits are in memory as float32 at once in an evaluation."""
 
 
 class MaskedLanguageModel(ComposerModel):
@@ -56,22 +56,19 @@ class MaskedLanguageModel(ComposerModel):
 
 def scores(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
     """(2,) float64: sum of the loss and number of right guesses over the masked tokens."""
-    hidden = encoder.head(
-        encoder.model(
-            batch.input_ids,
-            cu_seqlens=batch.cu_seqlens,
-            max_seqlen=batch.max_seqlen,
-            keep=batch.masked_positions,
-        )
+    labels = batch.masked_labels
+    logits = encoder(
+        batch.input_ids,
+        cu_seqlens=batch.cu_seqlens,
+        max_seqlen=batch.max_seqlen,
+        masked_positions=batch.masked_positions,
+    ).logits
+    loss_sum = sum(
+        cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="sum")
+        for part, target in zip(logits.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True)
     )
-    total = torch.zeros(2, dtype=torch.float64, device=hidden.device)
-    for rows, labels in zip(
-        hidden.split(_LOGIT_ROWS), batch.masked_labels.split(_LOGIT_ROWS), strict=True
-    ):
-        logits = encoder.decoder(rows).float()
-        total[0] += cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        total[1] += (logits.argmax(-1) == labels).sum()
-    return total
+    right = (logits.argmax(-1) == labels).sum()
+    return torch.stack([torch.as_tensor(loss_sum, device=logits.device), right]).double()
 
 
 def train_data_spec(loader: Iterable[RankBatch], *, pin: bool) -> DataSpec:

@@ -3,6 +3,7 @@
 What was read as plain dictionaries is handed to Composer's state.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,17 +85,35 @@ def load_moments(
     optimizer = state.optimizers[0]
     own = type(optimizer).__qualname__
     if name == own:
-        template = state.get_optim_state_dict()[own]
-        for parameter, slots in template["state"].items():
-            for slot, value in slots.items():
-                slots[slot] = _adopted(value, moments.get(parameter, {}).get(slot))
+        state.get_optim_state_dict()  # fills an optimizer that has made no step
+        names = {p: _plain(n) for n, p in state.model.named_parameters()}
+        slots = {
+            names[p]: {
+                slot: _adopted(value, moments.get(names[p], {}).get(slot))
+                for slot, value in kept.items()
+            }
+            for p, kept in optimizer.state.items()
+        }
         steps = {p: group.get("step") for group in groups for p in group["params"]}
-        for group in template["param_groups"]:
-            step = next((steps[p] for p in group["params"] if steps.get(p) is not None), None)
-            if "step" in group and step is not None:
-                group["step"] = torch.as_tensor(step).to(group["step"].dtype)
-        state.load_optim_state({"optimizers": {own: template}})
+        continued = [_continued(group, names, steps) for group in optimizer.param_groups]
+        state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
     enforce(optimizer, settings)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what DDP puts before it."""
+    return name.removeprefix("module.")
+
+
+def _continued(
+    group: dict[str, Any], names: Mapping[Any, str], steps: dict[str, Any]
+) -> dict[str, Any]:
+    """A parameter group by names, its count of steps that of the checkpoint."""
+    found = {**group, "params": [names[p] for p in group["params"]]}
+    step = next((steps[p] for p in found["params"] if steps.get(p) is not None), None)
+    if "step" in group and step is not None:
+        found["step"] = torch.as_tensor(step).to(group["step"].dtype)
+    return found
 
 
 def _adopted(own: Any, theirs: Any) -> Any:
