@@ -50,6 +50,14 @@ def test_every_validation_document_comes_once():
     assert sorted(s[1:-1].tolist() for s in found) == sorted(p.tolist() for p in pieces)
 
 
+def test_no_segment_is_longer_than_stated_not_even_of_padding():
+    some = batches(max_tokens=600)
+    padding = [256 - batch.tokens for batch in some]
+    assert max(padding) > 64, "no row had enough padding to prove anything"
+    for batch in some:
+        assert torch.diff(batch.cu_seqlens).max() <= batch.max_seqlen == 64
+
+
 def test_ranks_share_the_rows_and_repeat_none():
     alone = {int(batch.rows): batch for batch in batches()}
     shares = [batches(rank=rank, world_size=5) for rank in range(5)]

@@ -29,8 +29,11 @@ from reference.data_fake_source import (
 from tessera.batch import IGNORED
 from tessera.data.audit import batch_lines
 from tessera.data.config import BatchConfig, DataConfig, MaskingConfig, SourceConfig
+from tessera.data.draws import Draws
 from tessera.data.loader import Loader, LoaderState, merge_states
+from tessera.data.masking import mask
 from tessera.data.shards import BadShard
+from tessera.data.sources import vocabulary
 from tessera.quantities import ByteSize
 
 TOKENIZER = fake_tokenizer()
@@ -167,6 +170,16 @@ def test_a_batch_says_what_its_rows_hold():
     assert got.documents == sum(row.documents for row in rows)
     assert sum(got.source_tokens.values()) == got.tokens == sum(row.tokens for row in rows)
     assert got.wait_seconds > 0
+
+
+def test_masks_are_those_of_the_rows_number():
+    loader = make_loader()
+    words = vocabulary(TOKENIZER, whole_words=False)
+    for row in rows_of(loader, 3):
+        seen, positions, labels = mask(original(row), words, 0.3, Draws("masks", 1, row.number))
+        assert np.array_equal(row.ids, seen)
+        assert np.array_equal(row.positions, positions)
+        assert np.array_equal(row.labels, labels)
 
 
 def test_shapes_repeat():
@@ -352,7 +365,7 @@ def test_a_cache_too_small_for_the_groups_of_a_node_is_said(caplog):
     assert "source 'web': this node reads 4 groups of shards at a time" in caplog.text
 
 
-def test_waiting_pieces_do_not_keep_long_documents_in_memory():
+def test_a_long_document_is_in_memory_once_however_many_of_its_pieces_wait():
     source = FakeSource("web", ((200_000,) * 8,))
     config, opener = one_source(source, lanes=1)
     loader = make_loader(config, BatchConfig(rows=1), opener)
@@ -418,18 +431,23 @@ def cmdline(pid):
 
 
 TRAINER = """
-import sys, time
+import sys, threading, time
 sys.path[:0] = {path!r}
+from reference.data_fake_source import {opener}
 from test_loader import data_config, make_loader
-batches = iter(make_loader(data_config(workers=2)))
-next(batches)
+batches = iter(make_loader(data_config(workers=2), open_source={opener}))
+first = threading.Thread(target=next, args=[batches])
+first.start()
+first.join({seconds})
 print("ready", flush=True)
 time.sleep(60)
 """
 
 
-def test_workers_end_when_their_trainer_is_killed():
-    script = TRAINER.format(path=sys.path)
+@pytest.mark.parametrize("opener, seconds", [("open_fake", 60), ("open_stuck", 4)])
+def test_workers_end_when_their_trainer_is_killed(opener, seconds):
+    """Whether they wait for it to take rows, or for a document."""
+    script = TRAINER.format(path=sys.path, opener=opener, seconds=seconds)
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert trainer.stdout.readline() == b"ready\n"
     workers = [pid for pid in children(trainer.pid) if b"workers" in cmdline(pid)]

@@ -1,5 +1,6 @@
 """A small source in memory, with the interface of `tessera.data.source.Source`."""
 
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -73,4 +74,11 @@ def open_broken(name, source, split, vocab_size):
     """The same with its first shard damaged."""
     opened = open_fake(name, source, split, vocab_size)
     opened.bad = {0}
+    return opened
+
+
+def open_stuck(name, source, split, vocab_size):
+    """A source that takes for ever to read a document."""
+    opened = open_fake(name, source, split, vocab_size)
+    opened.document = lambda shard, sample: time.sleep(3600)
     return opened
