@@ -379,6 +379,18 @@ def test_the_cut_into_parts_loses_no_line_and_changes_no_split(
     assert list(read_shards(tmp_path / "whole/c/validation", tokenizer)) == list(validation)
 
 
+def test_a_line_that_begins_just_where_a_part_does_is_read_once(
+    tokenize, tmp_path, tokenizer_folder
+):
+    rows = [{"id": f"{i:03}", "text": "tile row mosaic"} for i in range(60)]
+    lines = [json.dumps(row).ljust(99) + "\n" for row in rows]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "train.jsonl").write_text("".join(lines))
+    tokenize(tmp_path / "c", part_size="1kb")
+    found = read_shards(tmp_path / "data/c/train", load_tokenizer(tokenizer_folder))
+    assert list(found) == [row["id"] for row in rows]
+
+
 def test_empty_texts_are_left_out_and_counted(tokenize, tmp_path, records):
     rows = [*records[:20], {"id": "e", "text": ""}, {"id": "n", "text": None}]
     write_jsonl(tmp_path / "c" / "train.jsonl", rows)

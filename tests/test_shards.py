@@ -71,6 +71,8 @@ def test_any_lengths_and_ids_survive_any_shard_size(tmp_path, lengths, shard_byt
     summary = write_shards(tmp_path / "x", documents, vocab_size=60_000, shard_bytes=shard_bytes)
     assert summary["documents"] == len(lengths)
     assert_same(read_folder(tmp_path / "x"), documents)
+    index = parse_index((tmp_path / "x" / "index.json").read_bytes(), "")
+    assert all(shard.samples for shard in index.shards), "an empty shard"
 
 
 def write_foreign(folder, mds_columns, samples):

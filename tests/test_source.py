@@ -483,6 +483,27 @@ def test_a_shard_that_another_process_reads_is_not_evicted(remote, tmp_path):
     assert not (tmp_path / "local" / "train" / "shard.00000.mds").exists()
 
 
+def test_a_worker_does_not_hold_what_its_parent_had_open_at_the_fork(remote, tmp_path):
+    ready, done = fork.Event(), fork.Event()
+    source = open_source(tmp_path / "local", remote, cache_limit_bytes=5 * SHARD_BYTES)
+    source.document(0, 0)
+
+    def work():
+        source.document(1, 0)
+        ready.set()
+        assert done.wait(60)
+
+    worker = fork.Process(target=work, daemon=True)
+    worker.start()
+    assert ready.wait(60)
+    for shard in range(2, 6):
+        source.document(shard, 0)
+    assert "shard.00000.mds" not in shards_in(tmp_path / "local")
+    done.set()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
 def test_a_process_killed_while_it_fetches_leaves_nothing_in_the_way(
     corpora, remote, tmp_path, monkeypatch
 ):
