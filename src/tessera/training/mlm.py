@@ -97,7 +97,8 @@ def train_data_spec(loader: Iterable[RankBatch], *, pin: bool) -> DataSpec:
 def _votes(masked_tokens: int) -> int:
     """Composer's weight of a microbatch, of which only ratios matter.
 
-    Proportional to the masked tokens to within float32's precision, yet never 0: Composer divides
-    by the sum, which a global batch without a single masked token would make 0.
+    Proportional to the masked tokens far within float32's precision, yet never 0: Composer divides
+    by the sum, which a global batch without a single masked token would make 0. The sum is an
+    int64, which holds the votes of 134 million masked tokens.
     """
-    return masked_tokens << 20 or 1
+    return masked_tokens << 36 or 1
