@@ -19,7 +19,7 @@ import numpy as np
 
 from tessera.data.draws import Draws
 from tessera.data.masking import Vocabulary, mask
-from tessera.data.packer import Waiting, fill_row, wants_more
+from tessera.data.packer import Waiting, wants_more
 from tessera.data.pieces import Piece
 from tessera.data.rows import RowFormat, lay_out
 
@@ -58,7 +58,7 @@ def rows(documents: list[np.ndarray], form: RowFormat, masked: bool) -> Iterator
     for index, document in enumerate(documents):
         waiting.add(Piece((0, index, 0), document))
         while not wants_more(waiting, form.row_tokens, 256):
-            ids, _, tokens = lay_out(fill_row(waiting, form.row_tokens), form)
+            ids, _, tokens = lay_out(waiting.take_row(form.row_tokens), form)
             if masked:
                 draws.begin("masks", 17, number)
                 mask(ids, form.vocabulary, 0.3, draws)

@@ -55,11 +55,24 @@ def pack(lengths, row_tokens, waiting_pieces):
         while waiting and room > row_tokens / 2 and lengths[waiting[0]] <= room:
             row.append(waiting.pop(0))
             room -= lengths[row[-1]]
+        oldest = len(row)
         while fitting := [n for n in waiting if lengths[n] <= room]:
             best = max(fitting, key=lambda n: (lengths[n], -n))
             waiting.remove(best)
             row.append(best)
             room -= lengths[best]
+        exchanges = []
+        for place in range(1, oldest):
+            for n in waiting:
+                gain = lengths[n] - lengths[row[place]]
+                if 0 < gain <= room:
+                    exchanges.append((gain, place, -n))
+        if exchanges:
+            _, place, n = max(exchanges)
+            waiting.append(row[place])
+            row[place] = -n
+            waiting.remove(-n)
+            waiting.sort()
         rows.append(row)
 
 

@@ -8,7 +8,7 @@ from tessera.data.config import DataConfig
 from tessera.data.draws import Draws
 from tessera.data.lane import LaneState
 from tessera.data.order import Order, Spans
-from tessera.data.packer import Waiting, fill_row, wants_more
+from tessera.data.packer import Waiting, wants_more
 from tessera.data.pieces import Cut, Piece
 from tessera.data.rows import make_row
 from tessera.data.sources import OpenSource, check_tokenizer, open_source, row_format
@@ -105,6 +105,6 @@ def _rows(pieces: Iterator[Piece], config: DataConfig) -> Iterator[list[Piece]]:
     for piece in pieces:
         waiting.add(piece)
         while not wants_more(waiting, config.row_tokens, config.waiting_pieces):
-            yield fill_row(waiting, config.row_tokens)
+            yield waiting.take_row(config.row_tokens)
     while len(waiting):
-        yield fill_row(waiting, config.row_tokens)
+        yield waiting.take_row(config.row_tokens)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera.data.mixture import furthest_behind
-from tessera.data.packer import Waiting, fill_row, wants_more
+from tessera.data.packer import Waiting, wants_more
 from tessera.data.pieces import Cut, Piece, PieceId
 from tessera.data.streams import Cursor, Stream, source_pieces
 
@@ -106,7 +106,7 @@ class Lane:
         """The pieces of the next row, and the state after it."""
         while self.wants_more():
             self.draw()
-        row = fill_row(self._waiting, self._row_tokens)
+        row = self._waiting.take_row(self._row_tokens)
         self._rows += 1
         after = LaneState(self._rows, tuple(self._cursors), tuple(self._drawn), self._waiting.ids())
         return row, after

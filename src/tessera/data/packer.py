@@ -1,18 +1,18 @@
-"""Pieces to rows, greedily: half a row in the order of waiting, then whatever fits best."""
+"""Pieces to rows: half a row in the order of waiting, then what fits best, then one exchange."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from tessera.data.pieces import Piece, PieceId
+from tessera.data.pieces import FRAME_TOKENS, Piece, PieceId
 
 _AGE_BITS = 44
-_AGE_MASK = (1 << _AGE_BITS) - 1
+_NEWEST = (1 << _AGE_BITS) - 1
 
 
 class Waiting:
-    """Pieces that wait for a row: the oldest, or the largest that fits, at hand.
+    """The pieces that wait for a row.
 
-    A key orders pieces by length, and among equals puts the oldest last.
+    A key orders them by length, and puts the oldest of equal length last.
     """
 
     def __init__(self, pieces: Iterable[Piece] = ()) -> None:
@@ -30,31 +30,64 @@ class Waiting:
         """Let a piece wait."""
         self._added += 1
         length = piece.tokens
-        key = (length << _AGE_BITS) | (_AGE_MASK - self._added)
+        key = (length << _AGE_BITS) | (_NEWEST - self._added)
         insort(self._keys, key)
         self._pieces[key] = piece
         self.tokens += length
-
-    def take_oldest(self, room: int) -> Piece | None:
-        """The piece that waits longest, if it fits in `room` tokens."""
-        key = next(iter(self._pieces))
-        if key >> _AGE_BITS > room:
-            return None
-        return self._take(bisect_left(self._keys, key))
-
-    def take_largest(self, room: int) -> Piece | None:
-        """The largest piece of at most `room` tokens, the oldest of equals; None if none fits."""
-        index = bisect_left(self._keys, (room + 1) << _AGE_BITS) - 1
-        return self._take(index) if index >= 0 else None
 
     def ids(self) -> tuple[PieceId, ...]:
         """What waits, from the oldest to the newest."""
         return tuple([piece.id for piece in self._pieces.values()])
 
-    def _take(self, index: int) -> Piece:
-        key = self._keys.pop(index)
-        self.tokens -= key >> _AGE_BITS
-        return self._pieces.pop(key)
+    def take_row(self, row_tokens: int) -> list[Piece]:
+        """The pieces of the next row, which no longer wait.
+
+        The oldest until half of the row is filled: that keeps rows near the order of reading,
+        bounds every wait (`longest_wait`), and leaves a natural mixture to choose from. Then the
+        largest that fits, the oldest of equals, until none fits. Last, if slots are left, one of
+        the oldest but the very first makes way for a larger one, if that fills more.
+        """
+        keys = self._keys
+        chosen: list[int] = []
+        room = row_tokens
+        for key in self._pieces:
+            if 2 * room <= row_tokens or key >> _AGE_BITS > room:
+                break
+            chosen.append(key)
+            room -= key >> _AGE_BITS
+        for key in chosen:
+            del keys[bisect_left(keys, key)]
+        oldest = len(chosen)
+        while room and (index := bisect_left(keys, (room + 1) << _AGE_BITS)):
+            key = keys.pop(index - 1)
+            chosen.append(key)
+            room -= key >> _AGE_BITS
+        if room:
+            room -= self._exchange_one(chosen, oldest, room)
+        self.tokens -= row_tokens - room
+        return [self._pieces.pop(key) for key in chosen]
+
+    def _exchange_one(self, chosen: list[int], oldest: int, room: int) -> int:
+        """Replace one of `chosen[1:oldest]` by the waiting piece that fills most of the room.
+
+        Returns:
+            How many more tokens that is. Those chosen for their size are left alone: nothing that
+            waits is larger than one of them and fits in its place.
+        """
+        keys = self._keys
+        gain = 0
+        for place in range(oldest - 1, 0, -1):
+            length = chosen[place] >> _AGE_BITS
+            index = bisect_left(keys, (length + room + 1) << _AGE_BITS) - 1
+            if index >= 0 and (keys[index] >> _AGE_BITS) - length > gain:
+                gain, out, into = (keys[index] >> _AGE_BITS) - length, place, index
+                if gain == room:
+                    break
+        if gain:
+            key = keys.pop(into)
+            insort(keys, chosen[out])
+            chosen[out] = key
+        return gain
 
 
 def wants_more(waiting: Waiting, row_tokens: int, waiting_pieces: int) -> bool:
@@ -62,37 +95,15 @@ def wants_more(waiting: Waiting, row_tokens: int, waiting_pieces: int) -> bool:
     return len(waiting) < waiting_pieces or 4 * waiting.tokens < 5 * row_tokens
 
 
-def fill_row(waiting: Waiting, row_tokens: int) -> list[Piece]:
-    """Take the pieces of one row: the oldest up to half of it, then the largest that still fit.
-
-    Taking the oldest first keeps rows near the order of reading and bounds every wait
-    (`longest_wait`); small pieces do not pile up, so fewer need to wait for the same fill than if
-    the largest went first all along.
-    """
-    row: list[Piece] = []
-    room = row_tokens
-    while 2 * room > row_tokens and len(waiting):
-        piece = waiting.take_oldest(room)
-        if piece is None:
-            break
-        row.append(piece)
-        room -= piece.tokens
-    while room and len(waiting):
-        piece = waiting.take_largest(room)
-        if piece is None:
-            break
-        row.append(piece)
-        room -= piece.tokens
-    return row
-
-
 def longest_wait(row_tokens: int, max_seq_len: int, waiting_pieces: int) -> int:
     """Rows of its lane that a piece may see pass before it is in one.
 
-    What waits before a new piece is less than `waiting_pieces` pieces or 5/4 rows. If segments are
-    at most half a row, each row takes at least half a row of the oldest; else the oldest alone.
+    What waits before a new piece is less than `waiting_pieces` pieces, or 5/4 rows. If segments are
+    at most a quarter of a row, each row takes at least half a row of the oldest, less the one that
+    is exchanged; a piece that was exchanged is first in the next row or the one after, since all
+    that were older were taken. Else each row takes at least the oldest.
     """
     ahead_tokens = max((waiting_pieces - 1) * max_seq_len, -(-5 * row_tokens // 4))
-    if 2 * max_seq_len <= row_tokens:
-        return -(-2 * ahead_tokens // row_tokens)
-    return max(waiting_pieces - 1, -(-5 * row_tokens // 4) // 3)
+    if 4 * max_seq_len <= row_tokens:
+        return 1 + -(-2 * ahead_tokens // (row_tokens - 2 * max_seq_len))
+    return max(waiting_pieces - 1, -(-5 * row_tokens // 4) // (FRAME_TOKENS + 1))
