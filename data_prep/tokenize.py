@@ -110,7 +110,12 @@ def tokenize(arguments: argparse.Namespace) -> int:
     tasks = [task for split in splits for task in tasks_of(split, arguments)]
     total_bytes = sum(task.part.bytes for task in tasks)
     with tqdm(
-        total=total_bytes, unit="B", unit_scale=True, desc="tokenizing", mininterval=1
+        total=total_bytes,
+        unit="B",
+        unit_scale=True,
+        desc="tokenizing",
+        mininterval=1,
+        disable=not tasks,
     ) as bar:
         for finished_bytes in work_through(tasks, tokenizer_name, arguments.workers):
             bar.update(finished_bytes)
