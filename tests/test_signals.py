@@ -23,7 +23,7 @@ def started(corpus, tmp_path, *, ranks=None, script=None, steps=5, **changes):
     yaml_path = tiny_run.write_yaml(tmp_path / "run.yaml", plain)
     more = {} if script is None else {"script": script}
     process = tiny_run.start(yaml_path, ranks=ranks, **more)
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while not (folder / "metrics.jsonl").exists() or len(tiny_run.metrics(folder)) < steps:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "the run does not get going"
@@ -36,7 +36,7 @@ def ranks_of(process):
     return sorted((c for c in children if c.name().startswith("python")), key=lambda c: c.pid)
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=600):
     output, _ = process.communicate(timeout=seconds)
     return output
 
@@ -63,6 +63,29 @@ def test_a_signal_ends_a_run_after_the_step_with_everything_saved(corpus, tmp_pa
     assert [tiny_run.train(short), tiny_run.train(twin)] == [0, 0]
     digests = [[r["digest"] for r in tiny_run.metrics(f)] for f in (folder, tmp_path / "twin")]
     assert digests[0] == digests[1] and len(digests[0]) == saved + 3
+
+
+def test_a_file_named_stop_does_what_a_signal_does(corpus, tmp_path):
+    from composer.core import Callback
+
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.run import build_run
+
+    folder = tmp_path / "run"
+    run = build_run(decode(RunConfig, tiny_run.settings(corpus, folder, duration="9ba"), "test"))
+
+    class Wish(Callback):
+        def batch_start(self, state, logger):
+            if int(state.timestamp.batch) == 2:
+                (folder / "stop").touch()
+
+    run.trainer.state.callbacks.insert(0, Wish())
+    assert run.fit() == 75
+    assert list(files.checkpoints(folder)) == [3]
+    assert not (folder / "stop").exists()
+    (folder / "stop").touch()  # a wish that came when nobody trained is forgotten
+    assert tiny_run.train(tiny_run.settings(corpus, folder, duration="9ba")) == 0
 
 
 def test_a_signal_before_the_first_step_ends_at_once(corpus, tmp_path):

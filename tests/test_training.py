@@ -361,3 +361,12 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_before_torch(monkeypatch
     with pytest.raises(ValueError) as error:
         config.check_world(4)
     assert "batch.rows: 6 rows do not divide among 4 ranks" in str(error.value)
+
+
+def test_every_attention_backend_can_be_asked_for():
+    from typing import get_args, get_type_hints
+
+    from tessera.model.attention.backends import BACKENDS
+    from tessera.training.config import ComputeConfig
+
+    assert set(get_args(get_type_hints(ComputeConfig)["attention"])) == {"auto", *BACKENDS}

@@ -134,11 +134,17 @@ def metrics(run_folder: Path, kind: str = "step") -> list[dict]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
-TIMED = ("step_seconds", "tokens_per_second", "mfu", "loader_wait_seconds")
+TIMED = (
+    "step_seconds",
+    "tokens_per_second",
+    "mfu",
+    "loader_wait_seconds",
+    "graphs_compiled",
+)
 
 
 def untimed(records: list[dict]) -> list[dict]:
-    """Records without what depends on how fast the machine is."""
+    """Records without what depends on the machine and the process."""
     return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
 
 

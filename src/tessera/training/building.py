@@ -19,12 +19,14 @@ from tessera.data.batch_size import data_rank
 from tessera.data.evaluation import evaluation_batches
 from tessera.data.loader import Loader, LoaderState
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
+from tessera.model.attention.backends import choose
 from tessera.model.init import tile_weights
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.optim.optimizers import build_optimizer, remember_peak, settings
 from tessera.training import folder as files
 from tessera.training import ranks, restore
 from tessera.training.checkpointing import Checkpoints, RunRecord
+from tessera.training.compiling import RecompileWatch
 from tessera.training.config import RunConfig
 from tessera.training.console import Progress, amount_of, say, warn
 from tessera.training.evaluating import Batches, Evaluation
@@ -83,7 +85,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
         model=model,
         optimizer=optimizer,
         judge=Guard(config.spikes),
-        stop_signal=lambda: run.stop.signal,
+        stop_signal=run.asked_to_stop,
         sinks=sinks,
         peak_flops=measured_peak(torch.device(device), _matrix_dtype(config, device)),
     )
@@ -94,16 +96,19 @@ def build(config: RunConfig, held: Held | None) -> Run:
     checkpoints = Checkpoints(config=config, stepping=stepping, say=warn, before_save=sync)
     run.preempted = lambda: checkpoints.preempted
 
+    evaluation = Evaluation(
+        config=config.evaluation,
+        stepping=stepping,
+        model=model,
+        sources=evaluation_sources(config, tokenizer),
+        sinks=sinks,
+        owed=saved is not None and saved.progress["evaluation_owed"],
+    )
     callbacks: list[Any] = [
         stepping,
-        Evaluation(
-            config=config.evaluation,
-            stepping=stepping,
-            model=model,
-            sources=evaluation_sources(config, tokenizer),
-            sinks=sinks,
-        ),
-        RunRecord(config, tokenizer, loader, stepping),
+        *([RecompileWatch(warn)] if compiles(config, device) else []),
+        evaluation,
+        RunRecord(config, tokenizer, loader, stepping, lambda: evaluation.owed),
         checkpoints,
     ]
     if config.watchdog_minutes is not None:
@@ -150,7 +155,14 @@ def build_loader(config: RunConfig, tokenizer: Tokenizer, saved: Saved | None) -
 
 def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
     """The model with its first weights; those of a checkpoint come later."""
-    encoder = ModernBertForMaskedLM(config.model, attention=config.compute.attention)
+    backend = choose(
+        config.compute.attention,
+        torch.device(device),
+        _matrix_dtype(config, device),
+        config.model.head_size,
+    )
+    say(f"{config.name}: attention by {backend}")
+    encoder = ModernBertForMaskedLM(config.model, attention=backend)
     encoder.initialize(config.seed)
     tiles = config.initial_weights
     if tiles is not None:

@@ -28,9 +28,15 @@ class RunRecord(Callback):
     """Our entry in a Composer checkpoint, under this class's name: all that weights do not say."""
 
     def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer, loader: Loader, stepping: Stepping
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        loader: Loader,
+        stepping: Stepping,
+        evaluation_owed: Callable[[], bool],
     ) -> None:
         self.config = config
+        self.evaluation_owed = evaluation_owed
         self.tokenizer = tokenizer
         self.loader = loader
         self.stepping = stepping
@@ -49,6 +55,7 @@ class RunRecord(Callback):
             "lr": group["lr"],
             "max_lr": group.get("max_lr", group["initial_lr"]),
             "spikes": self.stepping.judge.state(),
+            "evaluation_owed": self.evaluation_owed(),
         }
         record = {
             "model_config": to_plain(self.config.model),

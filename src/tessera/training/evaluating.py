@@ -31,6 +31,8 @@ class Evaluation(Callback):
     model: MaskedLanguageModel
     sources: dict[str, Batches]
     sinks: Sequence[Sink]
+    owed: bool = False
+    """Whether the evaluation after the newest step was put off, to obey a signal sooner."""
 
     def __post_init__(self) -> None:
         clock = self.stepping.clock
@@ -43,19 +45,33 @@ class Evaluation(Callback):
         due = interval is not None and crossed(interval, self._before, clock.done(interval.unit))
         done = clock.done(duration.unit) >= duration.value
         self._before = {unit: clock.done(unit) for unit in self._before}
-        if self.sources and (due or (done and self.config.at_end)):
-            with self.stepping.pause():
-                record = self.evaluate(state)
-            if ranks.rank() == 0:
-                for sink in self.sinks:
-                    sink(record)
+        if not self.sources or not (due or (done and self.config.at_end)):
+            return
+        step = self.stepping.step
+        self.owed = not done and step is not None and step.stop_signal is not None
+        if not self.owed:
+            self._report(state)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Evaluate now what a signal had put off."""
+        if self.owed:
+            self._report(state)
+            self.owed = False
+
+    def _report(self, state: State) -> None:
+        with self.stepping.pause():
+            record = self.evaluate(state)
+        if ranks.rank() == 0:
+            for sink in self.sinks:
+                sink(record)
 
     @torch.no_grad()
     def evaluate(self, state: State) -> dict[str, Any]:
         """A record of every source's loss and accuracy, over all ranks."""
+        was_training = self.model.training
         self.model.eval()
         found = {name: self._score(state, batches()) for name, batches in self.sources.items()}
-        self.model.train()
+        self.model.train(was_training)
         return {
             "kind": "evaluation",
             "step": self.stepping.clock.steps,
@@ -66,13 +82,14 @@ class Evaluation(Callback):
 
     def _score(self, state: State, batches: Iterable[PackedBatch]) -> dict[str, Any]:
         loss, right, masked, tokens = 0.0, 0.0, 0, 0
-        sums = []
+        sums: list[Tensor] = []
+        batch = None
         for batch in batches:
             sums.append(self._forward(state, batch))
             masked += batch.masked_tokens
             tokens += batch.tokens
         if state.fsdp_enabled:
-            self._keep_up(state, len(sums))
+            self._keep_up(state, len(sums), batch)
         if sums:
             loss, right = torch.stack(sums).sum(0).tolist()
         parts = ranks.gather((loss, right, masked, tokens))
@@ -90,8 +107,11 @@ class Evaluation(Callback):
         with get_precision_context(state.precision, state.precision_config):
             return self.model(batch)
 
-    def _keep_up(self, state: State, done: int) -> None:
+    def _keep_up(self, state: State, done: int, last: PackedBatch | None) -> None:
         """Sharded weights are put together by all ranks at once: work as often as the busiest."""
-        assert self.stepping.batch is not None
-        for _ in range(max(ranks.gather(done)) - done):
-            self._forward(state, self.stepping.batch.microbatches[0])
+        # Rows are dealt out in turn: who has none may borrow from who has one.
+        others = ranks.gather((done, last if done == 1 else None))
+        spare = last or next((batch for _, batch in others if batch is not None), None)
+        for _ in range(max(count for count, _ in others) - done):
+            assert spare is not None
+            self._forward(state, spare)

@@ -6,6 +6,7 @@
 - `checkpoints/latest`: a link to the newest
 - `checkpoints/pinned.json`: steps that `keep` never deletes
 - `checkpoints/*.damaged`: what could not be read again
+- `stop`: made by whoever wants the run to save and end after its step
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+STOP_FILE = "stop"
 STOPPING = b"stopping"
 PATIENCE_SECONDS = 5.0
 """How long to wait for a lock: a killed run's is free at once."""
@@ -177,6 +179,8 @@ def prune(folder: Path, keep: int) -> list[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what an interrupted write left behind; it was never a checkpoint."""
+    """Delete what an interrupted write left behind, which never was a checkpoint, and old wishes."""
     for path in (folder / "checkpoints").glob(".*.writing"):
         path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        (folder / STOP_FILE).unlink()

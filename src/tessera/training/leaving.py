@@ -36,12 +36,10 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
         status = 2 if mistake(error) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    if status == 0:
-        sys.exit(0)
     if ranks.local_rank() > 0 and status in _PATIENCE_SECONDS:
         _wait_for_the_launcher(_PATIENCE_SECONDS[status])
     if ranks.launched():
-        # Others may wait for this process in a collective: no clean-up that might wait for them.
+        # Others may wait for this process, or have gone: no clean-up that might wait for them.
         os._exit(status)
     sys.exit(status)
 

@@ -3,6 +3,7 @@
 Composer is imported only once everything that can be known to be wrong has been checked.
 """
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,15 @@ class Run:
             return PREEMPTED
         say(f"{self.config.name}: complete, in {folder}")
         return 0
+
+    def asked_to_stop(self) -> int | None:
+        """The signal that asked for it; SIGUSR1 stands for the file `stop` in the run folder."""
+        if self.stop.signal is None and ranks.rank() == 0:
+            wish = Path(self.config.run_folder) / files.STOP_FILE
+            if wish.exists():
+                wish.unlink()
+                self.stop.signal = signal.SIGUSR1
+        return self.stop.signal
 
     def close(self, *, failed: bool = False) -> None:
         """Let go of the folder, the loggers and the loader.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tessera.batch import RankBatch
+from tessera.model.compilation import graphs_compiled
 from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
 from tessera.training import guard, ranks
 from tessera.training.config import RunConfig
@@ -163,6 +164,7 @@ class Stepping(Callback):
             "tokens_per_second": step.tokens / seconds,
             "mfu": step.flops / seconds / peak if peak else None,
             "loader_wait_seconds": step.wait_seconds,
+            "graphs_compiled": graphs_compiled(),
         }
 
 
