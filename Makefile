@@ -23,10 +23,7 @@ $(FLOOR)/.installed: pyproject.toml
 
 # Real text found on this machine, a tokenizer, shards, three phases, a Hugging Face folder.
 # Every step picks up where it was: interrupt it, or run it again, and nothing is done twice.
-demo: setup
-	$(BIN)/python data_prep/harvest.py
-	$(BIN)/python data_prep/train_tokenizer.py
-	$(BIN)/python data_prep/tokenize.py
+demo: setup data/demo/.prepared
 	$(BIN)/composer main.py yamls/demo/phase1.yaml
 	$(BIN)/composer main.py yamls/demo/phase2.yaml
 	$(BIN)/composer main.py yamls/demo/phase3.yaml
@@ -41,6 +38,13 @@ demo: setup
 	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
 	@echo 'model        runs/demo/model'
 	@echo 'report       runs/demo/report.html'
+
+# Once: packages installed later would be other text, and other text another tokenizer.
+data/demo/.prepared: | setup
+	$(BIN)/python data_prep/harvest.py
+	$(BIN)/python data_prep/train_tokenizer.py
+	$(BIN)/python data_prep/tokenize.py --shard-size 1mb
+	touch $@
 
 # The demo's pre-decay checkpoint annealed on one source, beside phase 3's general mixture.
 demo-anneal: demo
