@@ -179,7 +179,7 @@ def prune(folder: Path, keep: int) -> list[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what an interrupted write left behind, which never was a checkpoint, and old wishes."""
+    """Delete what an interrupted write left, which never was a checkpoint, and old wishes."""
     for path in (folder / "checkpoints").glob(".*.writing"):
         path.unlink()
     with contextlib.suppress(FileNotFoundError):
