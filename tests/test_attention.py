@@ -121,7 +121,7 @@ def test_the_operator_keeps_what_it_promises_a_compiler():
 # ---- FlexAttention: its masks here, its kernels in tests/gpu
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", [None, 1, 64, 127, 128, 255, 300])
 @pytest.mark.parametrize("lengths", [[700], [130, 1, 300, 0, 129, 40], [128] * 4, [3] * 200])
 def test_blocks_that_flex_visits_are_those_of_the_dense_mask(lengths, window):
     dense = visible(lengths, window)

@@ -180,10 +180,19 @@ def test_the_loss_of_masked_positions_is_the_loss_of_dense_labels():
     assert sparse.logits is None
 
 
-def test_positions_without_labels_are_refused():
-    with pytest.raises(ValueError, match="masked_labels"):
+def test_positions_without_labels_give_their_logits():
+    model = random_model(SMALL)
+    ids, positions = torch.cat(documents([30, 12])), torch.tensor([0, 31, 29])
+    with torch.no_grad():
+        everywhere = model(ids, cu_seqlens=cumulative([30, 12])).logits
+        there = model(ids, cu_seqlens=cumulative([30, 12]), masked_positions=positions).logits
+    torch.testing.assert_close(there, everywhere[positions], atol=1e-5, rtol=0)
+
+
+def test_labels_without_positions_are_refused():
+    with pytest.raises(ValueError, match="masked_positions"):
         random_model(SMALL)(
-            torch.tensor([1, 2]), cu_seqlens=cumulative([2]), masked_positions=torch.tensor([0])
+            torch.tensor([4, 5]), cu_seqlens=cumulative([2]), masked_labels=torch.tensor([4])
         )
 
 

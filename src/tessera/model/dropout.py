@@ -51,16 +51,17 @@ def dropout_keys(seed: int, rows: Tensor, row_tokens: int) -> Tensor:
     return _hash(key[:, None] + offsets * _signed(_GOLDEN)).flatten()
 
 
-def layer_keys(keys: Tensor, layer: int) -> Tensor:
-    """(T,) int32: the keys of one layer."""
-    return _hash(keys + _signed((layer + 1) * _GOLDEN))
+def layer_keys(keys: Tensor, layers: int) -> Tensor:
+    """(layers, T) int32: the keys of each layer."""
+    numbers = torch.arange(1, layers + 1, device=keys.device, dtype=torch.int32)
+    return _hash(keys + numbers[:, None] * _signed(_GOLDEN))
 
 
 def dropout_mask(keys: Tensor, channels: int, rate: float) -> Tensor:
     """What to multiply the channels with: 0, or 1 / (1 - rate) to preserve the mean.
 
     Args:
-        keys: (T,) int32, as from `layer_keys`.
+        keys: (T,) int32, a row of `layer_keys`.
         channels: C, even.
         rate: the share to drop, to the nearest 1/65536.
 

@@ -91,6 +91,8 @@ class ModernBertForMaskedLM(nn.Module):
         if labels is not None:
             masked_positions = (labels != IGNORED).nonzero().squeeze(1)
             masked_labels = labels.index_select(0, masked_positions)
+        if masked_labels is not None and masked_positions is None:
+            raise ValueError("masked_labels need masked_positions: the slots they are predicted at")
         hidden = self.model(
             input_ids,
             cu_seqlens=cu_seqlens,
@@ -172,10 +174,11 @@ class Encoder(nn.Module):
             theta: rotary(positions, self.config.head_size, theta)
             for theta in {self.config.rope_theta(i) for i in range(len(self.layers))}
         }
+        every_key = None if dropout_keys is None else layer_keys(dropout_keys, len(self.layers))
         x = self.embeddings(input_ids)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            keys = None if dropout_keys is None else layer_keys(dropout_keys, i)
+            keys = None if every_key is None else every_key[i]
             arguments = (
                 x,
                 packing,
