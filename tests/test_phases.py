@@ -124,6 +124,7 @@ def test_weights_alone_by_choice_or_need(corpus, first, tmp_path, capsys):
         ({"model__vocab_size": 128}, "model.vocab_size: 128 rows cannot hold the 255 tokens"),
         ({"train_data__sources__web__local": "data/nowhere"}, "train_data.sources.web"),
         ({"tokenizer": "./nowhere"}, "tokenizer"),
+        ({"evaluation__sources": {"web": {"local": "data/nowhere"}}}, "evaluation.sources.web: "),
         ({"train_data__max_seq_len": 512}, "max_seq_len 512 is larger than row_tokens"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from tessera.training import folder as files
 from tessera.training.config import SpikeConfig
 from tessera.training.guard import Guard, ranges
+from tessera.training.leaving import TrainingStopped
 from tessera.training.step import Step
 
 
@@ -142,7 +143,9 @@ def test_a_disk_that_stays_full_stops_the_run(corpus, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     run = build(tiny_run.settings(corpus, folder, duration="9ba", checkpoints__interval="1ba"))
     monkeypatch.setattr(torch, "save", no_space)
-    with pytest.raises(OSError, match="the checkpoint could not be written .*No space left"):
+    with pytest.raises(
+        TrainingStopped, match="the checkpoint could not be written .*No space left"
+    ):
         run.fit()
     assert tiny_run.metrics(folder)[-1]["step"] == 3
     files.lock(folder).release()

@@ -198,26 +198,31 @@ def parallelism(config: RunConfig, encoder: ModernBertForMaskedLM) -> Parallelis
 
 
 def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:
-    """This rank's validation batches of each source that has a validation split."""
+    """This rank's validation batches of each source that has a validation split.
+
+    Raises:
+        ValueError: a source cannot be evaluated on; better now than hours from now.
+    """
     data = config.train_data
     if config.evaluation.sources is not None:
         data = replace(data, sources=config.evaluation.sources)
-    return {
-        name: partial(
-            evaluation_batches,
-            data,
-            name,
-            tokenizer,
-            vocab_size=config.model.vocab_size,
-            masking_rate=config.evaluation.masking_rate,
-            max_tokens=config.evaluation.max_tokens,
-            seed=config.seed,
-            rank=ranks.rank(),
-            world_size=ranks.world_size(),
-        )
-        for name, source in data.sources.items()
-        if source.validation_split is not None and source.weight > 0
-    }
+    found: dict[str, Batches] = {}
+    for name, source in data.sources.items():
+        if source.validation_split is not None and source.weight > 0:
+            found[name] = partial(
+                evaluation_batches,
+                data,
+                name,
+                tokenizer,
+                vocab_size=config.model.vocab_size,
+                masking_rate=config.evaluation.masking_rate,
+                max_tokens=config.evaluation.max_tokens,
+                seed=config.seed,
+                rank=ranks.rank(),
+                world_size=ranks.world_size(),
+            )
+            next(iter(found[name]()), None)
+    return found
 
 
 def open_sinks(run: Run, sinks: list[Sink], *, after_step: int) -> Any:

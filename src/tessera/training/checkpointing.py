@@ -18,6 +18,7 @@ from tessera.quantities import Duration
 from tessera.training import folder as files
 from tessera.training import ranks
 from tessera.training.config import RunConfig
+from tessera.training.leaving import TrainingStopped
 from tessera.training.stepping import Stepping
 
 FAILED_SAVES = 3
@@ -110,7 +111,7 @@ class Checkpoints(Callback):
         """Write a checkpoint, then let `latest` mean it, then delete what `keep` leaves out.
 
         Raises:
-            OSError: it cannot be written, and `must`, or for the third time in a row.
+            TrainingStopped: it cannot be written, and `must`, or for the third time in a row.
         """
         with self.stepping.pause():
             self._save(state, pin=pin, must=must)
@@ -129,7 +130,10 @@ class Checkpoints(Callback):
         if problem is None:
             self.saved_step = self.stepping.clock.steps
         elif must or self.failed_saves >= FAILED_SAVES:
-            raise OSError(f"the checkpoint could not be written ({problem})")
+            raise TrainingStopped(
+                f"the checkpoint could not be written ({problem}). The last one stands: make room "
+                f"or mend {self.config.run_folder}, and start again"
+            )
         else:
             self.say(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 

@@ -256,11 +256,15 @@ class RunConfig:
             rows["batch.warmup.increment_rows"] = warmup.increment_rows
         for key, value in rows.items():
             if value % world_size:
-                near = max(1, round(value / world_size)) * world_size
-                found.append(f"{key}: {value} rows do not divide among {world_size} ranks: {near}?")
+                below = value // world_size * world_size
+                near = f"{below} or {below + world_size}" if below else f"{world_size}"
+                found.append(
+                    f"{key}: {value} rows do not divide among {world_size} ranks; use {near}"
+                )
         if self.train_data.lanes % world_size:
             found.append(
-                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes"
+                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes; "
+                "use a number of ranks that does, or in a new phase other lanes"
             )
         elif workers := self.train_data.workers:
             lanes = self.train_data.lanes // world_size

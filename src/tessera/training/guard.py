@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tessera.training.config import SpikeConfig
+from tessera.training.leaving import TrainingStopped
 from tessera.training.step import Step
 
 SPIKES_FILE = "spikes.jsonl"
@@ -24,7 +25,7 @@ _FLOOR = 0.01
 """A calm run's deviation is not taken to be less than this share of its median."""
 
 
-class SpikeError(RuntimeError):
+class SpikeError(TrainingStopped):
     """Training was stopped because of a loss or a gradient; the text says how to go on."""
 
 
@@ -136,9 +137,11 @@ def record(
     return line
 
 
-def instructions(folder: Path, number: int, step: Step, verdict: Verdict) -> str:
-    """What to do about a run that was stopped."""
-    skip = ", ".join(f"'{part}'" for part in ranges(step.rows))
+def instructions(
+    folder: Path, number: int, step: Step, verdict: Verdict, skipped: Sequence[str] = ()
+) -> str:
+    """What to do about a run that was stopped; `skipped` are the `skip_rows` so far."""
+    skip = ", ".join(f"'{part}'" for part in [*skipped, *ranges(step.rows)])
     value = "nan" if not math.isfinite(step.loss) else f"{step.loss:.4g}"
     return (
         f"stopped before step {number} changed the weights: {verdict.why} (loss {value}, usually "

@@ -19,6 +19,10 @@ _PATIENCE_SECONDS = {2: 3.0, PREEMPTED: 1.0}
 """All ranks leave with these together; what is wrong with one alone is to be seen at once."""
 
 
+class TrainingStopped(RuntimeError):
+    """Training cannot go on, and a traceback would not say more than the text: why, what to do."""
+
+
 def leave_after(work: Callable[[], int]) -> NoReturn:
     """Do the work of a training process, and exit with its status."""
     try:
@@ -28,7 +32,7 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except BaseException as error:
-        message = mistake(error) or getattr(error, "message_to_user", None)
+        message = mistake(error) or (str(error) if isinstance(error, TrainingStopped) else None)
         if message is None:
             traceback.print_exc()
         else:

@@ -25,23 +25,33 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
             f"model.vocab_size: {config.model.vocab_size} rows cannot hold the {tokenizer.size} "
             f"tokens of {config.tokenizer}; use {-(-tokenizer.size // 64) * 64}"
         )
+    elsewhere = config.evaluation.sources
     for name, source in config.train_data.sources.items():
         if source.weight > 0:
-            found += _source_problems(f"train_data.sources.{name}", name, source, tokenizer)
+            splits = [source.split, source.validation_split if elsewhere is None else None]
+            key = f"train_data.sources.{name}"
+            found += _source_problems(key, name, source, splits, tokenizer)
+    for name, source in (elsewhere or {}).items():
+        key = f"evaluation.sources.{name}"
+        found += _source_problems(key, name, source, [source.validation_split], tokenizer)
     for key, path in _origins(config).items():
         found += _origin_problems(key, path, config, tokenizer)
     return found
 
 
 def _source_problems(
-    key: str, name: str, source: SourceConfig, tokenizer: Tokenizer | None
+    key: str,
+    name: str,
+    source: SourceConfig,
+    splits: list[str | None],
+    tokenizer: Tokenizer | None,
 ) -> list[str]:
     from tessera.data.source import Source
 
     if source.remote is not None:
         return []
     found = []
-    for split in filter(lambda split: split is not None, (source.split, source.validation_split)):
+    for split in filter(lambda split: split is not None, splits):
         try:
             opened = Source(name, source.local, split=split or "")
         except ValueError as error:

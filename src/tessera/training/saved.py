@@ -33,21 +33,27 @@ class Saved:
 def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:
     """The newest checkpoint that is whole; None if the folder has none at all.
 
-    What is not whole is reported and renamed, so that it is neither used nor overwritten.
+    What is not whole is reported and, once an older one is found to be, renamed, so that it is
+    neither used nor overwritten.
 
     Raises:
         ValueError: there are checkpoints, but none can be read.
     """
     found = files.checkpoints(folder)
+    damaged: list[Path] = []
     for path in reversed(found.values()):
         problem = files.damage(path)
         if problem is None:
             try:
-                return read(path)
+                whole = read(path)
             except ValueError as error:
                 problem = f"cannot be used: {error}"
+            else:
+                for other in damaged:
+                    _set_aside(other)
+                return whole
         say(f"{path} {problem}; going back to the one before it")
-        _set_aside(path)
+        damaged.append(path)
     if found:
         raise ValueError(
             f"{folder / 'checkpoints'}: none of its {len(found)} checkpoints can be read. To begin "

@@ -118,7 +118,8 @@ class Stepping(Callback):
         if ranks.rank() == 0:
             guard.record(folder, number, step, verdict, everywhere)
         if verdict.action == "stop":
-            raise SpikeError(guard.instructions(folder, number, step, verdict))
+            skipped = self.config.train_data.skip_rows
+            raise SpikeError(guard.instructions(folder, number, step, verdict, skipped))
         self.skipped = verdict.why if verdict.action == "skip" else None
 
     def batch_end(self, state: State, logger: Logger) -> None:
