@@ -144,6 +144,17 @@ def test_every_mistake_is_reported_at_once_by_key_with_what_was_meant(tmp_path):
         assert text in lines[key]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    named: dict[str, Packing] = field(default_factory=dict)
+
+
+def test_null_takes_away_what_extends_brought(tmp_path):
+    written(tmp_path, "named: {a: {row_tokens: 1}, b: {row_tokens: 2}}", "base.yaml")
+    own = written(tmp_path, "extends: base.yaml\nnamed: {a: null, c: {row_tokens: 3}}")
+    assert list(load(Sources, own).named) == ["b", "c"]
+
+
 def test_checks_inside_and_around_a_wrong_section_are_reported_together(tmp_path):
     said = message(tmp_path, "folder: a\nduration: 0tok\npacking: {row_tokens: 0, open_rows: 0}")
     assert "packing.row_tokens: row_tokens must be positive; got 0" in said

@@ -86,6 +86,8 @@ def test_phases_are_chained_from_the_one_before():
     for folder in ("", "large/", "demo/"):
         chain = [load(RunConfig, YAMLS / f"{folder}phase{n}.yaml") for n in (1, 2, 3)]
         assert chain[0].start_from is None
+        seeds = [config.train_data.seed for config in chain]
+        assert len(set(seeds)) == 3, "phases of one seed would read the same rows again"
         for before, after in zip(chain, chain[1:], strict=False):
             assert after.start_from.checkpoint.startswith(before.run_folder + "/")
             assert after.initial_weights is None

@@ -323,9 +323,11 @@ def _decode_collection(kind: Any, value: Any, key: str, report: _Report) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             return report.add(key, f"expected names with values, got {value!r}")
+        removed = dataclasses.is_dataclass(inner[1])  # null takes away an entry of `extends`
         items = {
             str(name): _decode(inner[1], item, f"{key}.{name}", report)
             for name, item in value.items()
+            if item is not None or not removed
         }
         return _FAILED if any(item is _FAILED for item in items.values()) else items
     if not isinstance(value, list | tuple):

@@ -116,7 +116,7 @@ def _batch(config: RunConfig, world_size: int) -> str:
 def _sources(config: RunConfig) -> str:
     sources = config.train_data.sources
     total = sum(source.weight for source in sources.values())
-    shares = [f"{name} {source.weight / total:.0%}" for name, source in sources.items()]
+    shares = [f"{name} {s.weight / total:.0%}" for name, s in sources.items() if s.weight]
     return ", ".join(shares)
 
 
