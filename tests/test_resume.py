@@ -100,8 +100,9 @@ def test_a_folder_of_damaged_checkpoints_is_not_begun_anew(corpus, undisturbed, 
     folder = interrupted(undisturbed, tmp_path / "run", 1)
     files.checkpoint_path(folder, 1).write_bytes(b"")
     before = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="none of its 1 checkpoints can be read"):
-        tiny_run.train(tiny_run.settings(corpus, folder, **WHOLE_RUN))
+    for _ in range(2):  # nor by a second try
+        with pytest.raises(ValueError, match="none of its 1 checkpoints can be read"):
+            tiny_run.train(tiny_run.settings(corpus, folder, **WHOLE_RUN))
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

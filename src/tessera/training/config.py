@@ -263,8 +263,8 @@ class RunConfig:
                 )
         if self.train_data.lanes % world_size:
             found.append(
-                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes; "
-                "use a number of ranks that does, or in a new phase other lanes"
+                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes"
+                "; use a number of ranks that does, or in a new phase other lanes"
             )
         elif workers := self.train_data.workers:
             lanes = self.train_data.lanes // world_size
