@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny_run import make_corpus, settings, write_yaml
+from tiny_run import make_corpus, settings, train, write_yaml
 
 from tessera.cli.main import main
 
@@ -33,6 +33,20 @@ def test_check_shows_what_would_run(yaml_path, capsys):
     for expected in ("parameters", "8,000 real tokens", "4 rows, 512 token slots", "web 60%"):
         assert expected in shown
     assert not (yaml_path.parent / "run").exists(), "checking writes nothing"
+
+
+def test_check_tells_what_an_interrupted_phase_would_resume_from(corpus, tmp_path, capsys):
+    plain = settings(corpus, tmp_path / "run", evaluation__at_end=False)
+    assert train({**plain, "duration": "4ba", "schedule": {"name": "constant"}}) == 0
+    plain["schedule"] = {"name": "constant"}
+    capsys.readouterr()
+    longer = str(write_yaml(tmp_path / "a.yaml", plain))
+    assert main(["check", longer]) == 0
+    shown = capsys.readouterr().out
+    assert "step00000004.pt: resumes after 4 steps" in shown and "duration: 4ba -> " in shown
+    assert main(["check", longer, "duration=4ba"]) == 0
+    assert "complete already" in capsys.readouterr().out
+    assert "seed: was 3, is 4" in refused(capsys, "check", longer, "seed=4")
 
 
 def test_check_reports_all_that_the_files_say_is_wrong(corpus, tmp_path, capsys):

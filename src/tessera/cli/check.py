@@ -1,11 +1,14 @@
 """`tessera check`: what a YAML would run, at a glance."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tessera.config import ConfigError
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
+from tessera.training.folder import checkpoints, damage
 from tessera.training.preflight import problems
+from tessera.training.saved import Saved, read, resumable
 
 _BLOCKS = " .:-=+*#%@"
 
@@ -16,14 +19,23 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
     Raises:
         ConfigError: with every problem, if it would not run on `world_size` ranks.
     """
-    found = problems(config, world_size)
+    saved = _saved(config)
+    # What a phase once started from has done its part, and may be gone.
+    asked = replace(config, start_from=None, initial_weights=None) if saved else config
+    found = problems(asked, world_size)
+    changes: list[str] = []
+    if saved is not None:
+        try:
+            changes = resumable(config, saved)
+        except ValueError as error:
+            found.append(str(error))
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{origin}: {count}", *found]))
     lines = {
-        "run": f"{config.name}, in {config.run_folder}{_resumes(config)}",
+        "run": f"{config.name}, in {config.run_folder}",
         "model": _model(config.model),
-        "starts from": _start(config),
+        "starts from": _start(config) if saved is None else _continuation(config, saved),
         "length": _length(config),
         "batch": _batch(config, world_size),
         "rows": (
@@ -41,6 +53,8 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
         "checkpoints": f"every {config.checkpoints.interval or 'phase'}, "
         f"keep {config.checkpoints.keep}",
     }
+    if changes:
+        lines["changed"] = "; ".join(changes)
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
@@ -62,9 +76,18 @@ def _model(config: ModelConfig) -> str:
     )
 
 
-def _resumes(config: RunConfig) -> str:
-    latest = Path(config.run_folder) / "checkpoints" / "latest"
-    return f" (continues from {latest.resolve().name})" if latest.exists() else ""
+def _saved(config: RunConfig) -> Saved | None:
+    """What the phase would resume from; nothing is renamed here, as training would."""
+    whole = (p for p in reversed(checkpoints(Path(config.run_folder)).values()) if not damage(p))
+    path = next(whole, None)
+    return None if path is None else read(path)
+
+
+def _continuation(config: RunConfig, saved: Saved) -> str:
+    if saved.done(config.duration):
+        return f"nothing: complete already, in {saved.path.name}"
+    steps, tokens = saved.progress["steps"], saved.progress["tokens"]
+    return f"{saved.path}: resumes after {steps:,} steps, {tokens:,} tokens"
 
 
 def _start(config: RunConfig) -> str:
