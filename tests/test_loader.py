@@ -352,17 +352,19 @@ def test_ranks_of_a_node_read_only_the_shards_of_its_group():
     assert max(map(len, read)) <= 21 and len(read[0] & read[1]) <= 1
 
 
-def test_a_cache_too_small_for_the_groups_of_a_node_is_said(caplog):
-    def limited(canonical_nodes):
-        cached = SourceConfig(
-            local="documents=400,shards=40", remote="r", cache_limit=ByteSize(5000)
-        )
-        return data_config(sources={"web": cached}, canonical_nodes=canonical_nodes)
-
-    make_loader(limited(4), rank=0, world_size=4)
-    assert not caplog.text
-    make_loader(limited(4), rank=0, world_size=1)
-    assert "source 'web': this node reads 4 groups of shards at a time" in caplog.text
+@pytest.mark.parametrize("limit, ranks, warned", [(2000, 1, True), (2000, 4, False)])
+def test_a_cache_too_small_for_what_is_read_at_a_time_is_said(caplog, limit, ranks, warned):
+    cached = SourceConfig(
+        local="documents=400,shards=40", remote="r", cache_limit=ByteSize(limit * 9)
+    )
+    config = data_config(sources={"web": cached}, canonical_nodes=4, block_documents=50)
+    make_loader(config, rank=0, world_size=ranks)
+    assert ("source 'web': about" in caplog.text) == warned
+    if warned:
+        largest = int(caplog.text.split("at most ")[1])
+        caplog.clear()
+        make_loader(replace(config, block_documents=largest))
+        assert not caplog.text
 
 
 def test_a_long_document_is_in_memory_once_however_many_of_its_pieces_wait():

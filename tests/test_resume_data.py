@@ -16,7 +16,7 @@ from tessera.data.config import (
     SourceConfig,
 )
 from tessera.data.loader import Loader, LoaderState, merge_states
-from tessera.quantities import ByteSize, Duration
+from tessera.quantities import Duration
 
 TOKENIZER = fake_tokenizer()
 STEPS = 24
@@ -215,20 +215,6 @@ def test_another_tokenizer_is_refused(uninterrupted):
             state=state,
             open_source=lambda name, *_: corpus(name, 9, tokenizer_fingerprint=None),
         )
-
-
-def test_a_cache_limit_that_changes_the_blocks_is_part_of_the_fingerprint():
-    def limited(limit):
-        cached = SourceConfig(
-            local="documents=400,longest=70,shards=40", remote="r", cache_limit=ByteSize(limit)
-        )
-        return data_config(sources={"web": cached})
-
-    _, states = run(None, 1, config=limited(4000))
-    state = LoaderState.from_json(json.loads(states[0]))
-    run(state, 1, config=limited(4000))
-    with pytest.raises(ValueError, match=r"web.cache_limit: was 4000b.*, now 8000b"):
-        run(state, 1, config=limited(8000))
 
 
 def test_allowed_changes_go_on_from_the_same_place(uninterrupted):

@@ -15,6 +15,9 @@ from tessera.data.sources import OpenSource, check_tokenizer, open_source, row_f
 from tessera.data.streams import Cursor, Reader, Stream, source_pieces
 from tessera.data.tokenizer import Tokenizer
 
+_BLOCK_DOCUMENTS = 65_536
+"""Not the training's, which may change between phases; few, to read few shards."""
+
 
 def evaluation_batches(
     config: DataConfig,
@@ -60,7 +63,7 @@ def evaluation_batches(
     check_tokenizer(source_name, documents, tokenizer)
     order = Order(
         Spans.whole(documents.samples),
-        block_documents=config.block_documents,
+        block_documents=_BLOCK_DOCUMENTS,
         shuffle=True,
         key=("evaluation", seed, source_name),
     )

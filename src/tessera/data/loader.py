@@ -1,7 +1,7 @@
 """Global batches of packed, masked rows for one rank, with the state to continue after each."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -100,7 +100,7 @@ class Loader:
             state = continued(state, self.fingerprint, self.sources, self._recipe.first_state)
             self._start = replace(state, lanes={lane: state.lanes[lane] for lane in lanes})
 
-    def __iter__(self) -> Iterator[RankBatch]:
+    def __iter__(self) -> Generator[RankBatch, None, None]:
         """The batches from the state given at the beginning."""
         shapes = Shapes(self._config.row_tokens, self._config.max_seq_len)
         lanes = dict(self._start.lanes)

@@ -114,29 +114,36 @@ def vocabulary(tokenizer: Tokenizer, *, whole_words: bool) -> Vocabulary:
     return Vocabulary(tokenizer.mask_id, ordinary, replacements, word_starts)
 
 
-def block_documents(config: DataConfig, source: SourceConfig, documents: Documents) -> int:
-    """Documents of a block of this source: fewer if its cache could not hold a few such blocks."""
-    if source.cache_limit is None:
-        return config.block_documents
-    per_document = documents.shard_bytes.sum() / max(1, documents.samples.sum())
-    fitting = int(source.cache_limit.value / 4 / max(1.0, per_document))
-    return max(1, min(config.block_documents, fitting))
+def block_documents(limit: int, documents: Documents) -> int:
+    """Documents of a block: an eighth of a small source, but four shards, to mix and yet to cache.
+
+    Depends on the source alone, not on its cache: a run must read the same on any machine.
+    """
+    shards = len(documents.samples)
+    total = int(documents.samples.sum())
+    return max(1, min(limit, max(total // 8, 4 * total // shards)))
 
 
 def warn_of_small_cache(config: DataConfig, reader: Reader, lanes: Sequence[int]) -> None:
-    """Say so if the lanes of a rank read more groups at a time than a source's cache can hold."""
+    """Say so if a source's cache cannot hold what the lanes of a rank read at a time.
+
+    That is three blocks of each of their groups: the lanes spread over two, one is fetched ahead.
+    """
     source, documents = config.sources[reader.name], reader.documents
     if source.cache_limit is None:
         return
     groups = len({lane % config.canonical_nodes for lane in lanes})
-    bytes_each = documents.shard_bytes.sum() / max(1, documents.samples.sum())
-    needed = int(2 * groups * bytes_each * block_documents(config, source, documents))
+    block = block_documents(config.block_documents, documents)
+    block_bytes = int(block * documents.shard_bytes.sum() / max(1, documents.samples.sum()))
+    needed = 3 * groups * block_bytes
     if needed > source.cache_limit.value:
+        fitting = block * source.cache_limit.value // needed
         log.warning(
-            "source '%s': this node reads %d groups of shards at a time, about %d bytes, but its "
-            "cache_limit is %s: shards will be fetched again and again; raise it, or lower "
-            "train_data.block_documents, or set train_data.canonical_nodes to the number of nodes",
-            *(reader.name, groups, needed, source.cache_limit),
+            "source '%s': about %d bytes of shards are read at a time (%d groups of lanes, blocks "
+            "of %d documents), but its cache_limit is %s: shards will be fetched again and again; "
+            "raise it, set train_data.canonical_nodes to the number of nodes, or, for a new run, "
+            "set train_data.block_documents to at most %d",
+            *(reader.name, needed, groups, block, source.cache_limit, fitting),
         )
 
 
@@ -152,7 +159,7 @@ def lane_streams(
         spans = group_spans(samples, group=group, groups=groups, shuffle=config.shuffle, key=key)
         return Order(
             spans,
-            block_documents=block_documents(config, config.sources[reader.name], reader.documents),
+            block_documents=block_documents(config.block_documents, reader.documents),
             shuffle=config.shuffle,
             key=(*key, group),
         )

@@ -6,7 +6,6 @@ from typing import Any
 
 from tessera.data.config import MAY_CHANGE, DataConfig
 from tessera.data.lane import LaneState
-from tessera.data.sources import block_documents
 from tessera.data.streams import Reader
 from tessera.data.tokenizer import Tokenizer
 
@@ -115,9 +114,6 @@ def fingerprint(
         key = f"{_SOURCES}{reader.name}"
         found[key] = f"index {reader.documents.index_fingerprint}"
         found[f"{key}.weight"] = str(source.weight)
-        block = block_documents(config, source, reader.documents)
-        if block != config.block_documents:
-            found[f"{key}.cache_limit"] = f"{source.cache_limit}, for blocks of {block} documents"
     return found
 
 
@@ -160,8 +156,6 @@ def continued(
 def _consequence(key: str) -> str:
     if not key.startswith(_SOURCES):
         return _CONSEQUENCES[key]
-    if key.endswith(".cache_limit"):
-        return "documents come in another order: " + _REPEATED
     if key.endswith(".weight"):
         return "from here on the sources' shares of the tokens are others"
     return "its documents are others, or are counted otherwise: some may come again, or never"
