@@ -30,10 +30,11 @@ demo: setup data/demo/.prepared
 	$(BIN)/tessera export runs/demo/phase3 --out runs/demo/model
 	$(BIN)/tessera report runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 --out runs/demo/report.html
 	$(BIN)/tessera evaluate runs/demo/model --config yamls/demo/phase3.yaml \
-		--fill 'for index in [MASK](len(values)):' \
-		--fill 'import numpy as [MASK]' \
-		--fill 'Returns the [MASK] of the array along the given axis.' \
-		--fill 'If you want to install this package, use [MASK] install.'
+		--fill 'def __init__([MASK], name):' \
+		--fill 'if value is not [MASK]:' \
+		--fill '    return [MASK].name' \
+		--fill 'Return a copy [MASK] the array.' \
+		--fill 'This function is [MASK] to compute the mean.'
 	@echo
 	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
 	@echo 'model        runs/demo/model'
