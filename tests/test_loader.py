@@ -202,6 +202,25 @@ def test_shares_of_the_tokens_follow_the_weights():
     assert lines[-1]["source_epochs"]["code"] >= 2
 
 
+def test_rows_keep_the_shares_from_the_first_batch_on():
+    """Though one source has documents ten times as long, which fit rows better."""
+    rng = np.random.default_rng(0)
+    sources = {
+        "books": FakeSource("books", (tuple(rng.integers(500, 1000, 4000).tolist()),)),
+        "notes": FakeSource("notes", (tuple(rng.integers(30, 100, 40000).tolist()),)),
+    }
+    config = data_config(
+        sources=dict.fromkeys(sources, SourceConfig(local="")),
+        max_seq_len=1024,
+        row_tokens=8192,
+        lanes=48,
+        waiting_pieces=256,
+    )
+    settings = AUDIT | {"open_source": lambda name, *_: sources[name], "steps": 6}
+    for line in batch_lines(config, BatchConfig(rows=48), TOKENIZER, **settings):
+        assert abs(line["source_tokens"]["books"] / line["tokens"] - 0.5) < 0.04
+
+
 AUDIT = {"vocab_size": 512, "seed": 1, "open_source": open_fake}
 
 

@@ -52,7 +52,7 @@ def pack(lengths, row_tokens, waiting_pieces):
             waiting.append(arrived)
             arrived += 1
         row, room = [], row_tokens
-        while waiting and room > row_tokens / 2 and lengths[waiting[0]] <= room:
+        while waiting and lengths[waiting[0]] <= room:
             row.append(waiting.pop(0))
             room -= lengths[row[-1]]
         oldest = len(row)

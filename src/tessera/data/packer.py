@@ -1,4 +1,4 @@
-"""Pieces to rows: half a row in the order of waiting, then what fits best, then one exchange."""
+"""Pieces to rows: in the order of waiting, then what fits best, then one exchange."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
@@ -42,16 +42,16 @@ class Waiting:
     def take_row(self, row_tokens: int) -> list[Piece]:
         """The pieces of the next row, which no longer wait.
 
-        The oldest until half of the row is filled: that keeps rows near the order of reading,
-        bounds every wait (`longest_wait`), and leaves a natural mixture to choose from. Then the
-        largest that fits, the oldest of equals, until none fits. Last, if slots are left, one of
-        the oldest but the very first makes way for a larger one, if that fills more.
+        The oldest, until one does not fit: rows keep near the order of reading and its shares of
+        the sources, and every wait is bounded (`longest_wait`). Then the largest that fits, the
+        oldest of equals, until none fits. Last, if slots are left, one of the oldest but the very
+        first makes way for a larger one, if that fills more.
         """
         keys = self._keys
         chosen: list[int] = []
         room = row_tokens
         for key in self._pieces:
-            if 2 * room <= row_tokens or key >> _AGE_BITS > room:
+            if key >> _AGE_BITS > room:
                 break
             chosen.append(key)
             room -= key >> _AGE_BITS
@@ -99,11 +99,11 @@ def longest_wait(row_tokens: int, max_seq_len: int, waiting_pieces: int) -> int:
     """Rows of its lane that a piece may see pass before it is in one.
 
     What waits before a new piece is less than `waiting_pieces` pieces, or 5/4 rows. If segments are
-    at most a quarter of a row, each row takes at least half a row of the oldest, less the one that
-    is exchanged; a piece that was exchanged is first in the next row or the one after, since all
-    that were older were taken. Else each row takes at least the oldest.
+    at most a quarter of a row, each row takes a whole one of the oldest, less the one that did not
+    fit and the one that was exchanged; that one is first in the next row, since all that were older
+    were taken. Else each row takes at least the oldest.
     """
     ahead_tokens = max((waiting_pieces - 1) * max_seq_len, -(-5 * row_tokens // 4))
     if 4 * max_seq_len <= row_tokens:
-        return 1 + -(-2 * ahead_tokens // (row_tokens - 2 * max_seq_len))
+        return 1 + -(-ahead_tokens // (row_tokens - 2 * max_seq_len))
     return max(waiting_pieces - 1, -(-5 * row_tokens // 4) // (FRAME_TOKENS + 1))
