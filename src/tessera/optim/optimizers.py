@@ -1,4 +1,4 @@
-"""The optimizer of a configuration: which weights decay, and settings that nothing overrides."""
+"""The optimizer of a configuration, and which weights decay."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -97,23 +97,15 @@ def _muon(config: Muon, named: dict[str, Tensor], *, fused: bool) -> Optimizer:
 
 
 def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Per parameter group, everything the configuration decides; for `enforce`."""
+    """Per parameter group, everything the configuration decides."""
     return [
         {key: value for key, value in group.items() if key not in _PROGRESS}
         for group in optimizer.param_groups
     ]
 
 
-def enforce(optimizer: Optimizer, wanted: list[dict[str, Any]]) -> None:
-    """Put settings back that loading an optimizer's state has replaced by those of its file."""
-    for group, chosen in zip(optimizer.param_groups, wanted, strict=True):
-        for key in [key for key in group if key not in chosen and key not in _PROGRESS]:
-            del group[key]
-        group.update(chosen)
-
-
 def set_rate(optimizer: Optimizer, multiplier: float) -> None:
-    """Set every group's rate to this fraction of its peak, which `enforce` preserves."""
+    """Set every group's rate to this fraction of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
 

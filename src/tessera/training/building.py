@@ -22,7 +22,7 @@ from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.attention.backends import choose
 from tessera.model.init import tile_weights
 from tessera.model.modernbert import ModernBertForMaskedLM
-from tessera.optim.optimizers import build_optimizer, remember_peak, settings
+from tessera.optim.optimizers import build_optimizer, remember_peak
 from tessera.training import folder as files
 from tessera.training import ranks, restore
 from tessera.training.checkpointing import Checkpoints, RunRecord
@@ -77,7 +77,6 @@ def build(config: RunConfig, held: Held | None) -> Run:
         sharded=config.compute.sharding == "fsdp",
     )
     remember_peak(optimizer)
-    chosen = settings(optimizer)
 
     sinks: list[Sink] = []
     stepping = Stepping(
@@ -132,7 +131,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
         progress_bar=False,
         dist_timeout=config.compute.timeout_minutes * 60,
     )
-    _begin(run.trainer.state, run.trainer.logger, config, saved, changes, chosen)
+    _begin(run.trainer.state, run.trainer.logger, config, saved, changes)
     if ranks.rank() == 0:
         text = to_yaml(config).encode()
         files.write_whole(Path(config.run_folder) / "config.yaml", lambda file: file.write(text))
@@ -252,7 +251,6 @@ def _begin(
     config: RunConfig,
     saved: Saved | None,
     changes: list[str],
-    chosen: list[dict[str, Any]],
 ) -> None:
     """Load what this phase continues from, and say so."""
     numbers = sum(p.numel() for p in state.model.parameters())
@@ -262,16 +260,14 @@ def _begin(
         f"{config.duration.unit}, in {config.run_folder}"
     )
     if saved is not None:
-        restore.resume(state, logger, saved, chosen)
+        restore.resume(state, logger, saved)
         steps, tokens = saved.progress["steps"], amount_of(saved.progress["tokens"])
         say(f"{config.name}: resumes from {saved.path.name}, after {steps} steps, {tokens} tokens")
         for change in changes:
             say(f"{config.name}: changed since: {change}")
     elif config.start_from is not None:
         checkpoint = read_checkpoint(config.start_from.checkpoint)
-        carried = restore.start(
-            state, logger, checkpoint, chosen, optimizer=config.start_from.optimizer
-        )
+        carried = restore.start(state, logger, checkpoint, optimizer=config.start_from.optimizer)
         say(f"{config.name}: starts from {checkpoint.path} ({carried})")
     group = max(state.optimizers[0].param_groups, key=lambda group: group["weight_decay"])
     say(

@@ -12,25 +12,24 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from tessera.checkpoints.checkpoint import Checkpoint
-from tessera.optim.optimizers import enforce
+from tessera.optim.optimizers import settings
 from tessera.training.saved import Saved
 
 PREFIX = "model."
 """What Composer's names have before ours."""
 
 
-def resume(state: State, logger: Logger, saved: Saved, settings: list[dict[str, Any]]) -> None:
+def resume(state: State, logger: Logger, saved: Saved) -> None:
     """Continue a phase: weights, moments and clock of its checkpoint, settings of its YAML.
 
     Args:
         state: Composer's, of a fresh Trainer.
         logger: Composer's.
         saved: the checkpoint.
-        settings: of the optimizer as the YAML has them, from `tessera.optim.optimizers.settings`.
     """
     state.load_model_state(saved.state, logger, strict=True)
     name, stored = next(iter(saved.state["optimizers"].items()))
-    load_moments(state, name, stored["state"], stored["param_groups"], settings)
+    load_moments(state, name, stored["state"], stored["param_groups"])
     state.timestamp.load_state_dict(saved.state["timestamp"]["Timestamp"])
 
 
@@ -38,7 +37,6 @@ def start(
     state: State,
     logger: Logger,
     checkpoint: Checkpoint,
-    settings: list[dict[str, Any]],
     *,
     optimizer: bool,
 ) -> str:
@@ -59,7 +57,7 @@ def start(
         {**group, "params": [PREFIX + name for name in group["params"]]}
         for group in checkpoint.hyperparameters
     ]
-    load_moments(state, own, moments, groups, settings)
+    load_moments(state, own, moments, groups)
     return "weights and optimizer state"
 
 
@@ -68,7 +66,6 @@ def load_moments(
     name: str,
     moments: dict[str, dict[str, Any]],
     groups: list[dict[str, Any]],
-    settings: list[dict[str, Any]],
 ) -> None:
     """Give the optimizer another's moments and count of steps, and nothing else of it.
 
@@ -80,24 +77,25 @@ def load_moments(
         name: the class of the optimizer that left the moments; another class's are not used.
         moments: by parameter name.
         groups: the parameter groups they belong to: `params` (names) and perhaps `step`.
-        settings: what to enforce afterwards.
     """
     optimizer = state.optimizers[0]
     own = type(optimizer).__qualname__
-    if name == own:
-        state.get_optim_state_dict()  # fills an optimizer that has made no step
-        names = {p: _plain(n) for n, p in state.model.named_parameters()}
-        slots = {
-            names[p]: {
-                slot: _adopted(value, moments.get(names[p], {}).get(slot))
-                for slot, value in kept.items()
-            }
-            for p, kept in optimizer.state.items()
+    if name != own:
+        return
+    chosen = settings(optimizer)
+    state.get_optim_state_dict()  # fills an optimizer that has made no step
+    names = {p: _plain(n) for n, p in state.model.named_parameters()}
+    slots = {
+        names[p]: {
+            slot: _adopted(value, moments.get(names[p], {}).get(slot))
+            for slot, value in kept.items()
         }
-        steps = {p: group.get("step") for group in groups for p in group["params"]}
-        continued = [_continued(group, names, steps) for group in optimizer.param_groups]
-        state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
-    enforce(optimizer, settings)
+        for p, kept in optimizer.state.items()
+    }
+    steps = {p: group.get("step") for group in groups for p in group["params"]}
+    continued = [_continued(group, names, steps) for group in optimizer.param_groups]
+    state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
+    assert settings(optimizer) == chosen, "the settings in force are to be the YAML's"
 
 
 def _plain(name: str) -> str:
