@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tiny_run
+import torch
 
 from tessera.training import folder as files
 
@@ -66,6 +67,9 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
     assert_same_data_and_nearly_same_losses(four, alone)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="FSDP averages with ReduceOp.AVG, which gloo learnt later"
+)
 def test_sharded_training_is_the_same_training(corpus, alone, tmp_path):
     sharded = tmp_path / "sharded"
     plain = tiny_run.settings(corpus, sharded, **RUN, compute__sharding="fsdp")

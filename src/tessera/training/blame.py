@@ -11,14 +11,17 @@ from tessera.training import ranks
 
 _SIGNS = (
     "connection closed by peer",
-    "connection reset",
+    "connection reset by peer",
     "connection refused",
     "broken pipe",
-    "socket",
-    "gloo",
-    "nccl",
-    "timed out",
+    "timed out waiting",
+    "remote process exited",
+    "ncclremoteerror",
+    "ncclsystemerror",
+    "communicator was aborted",
+    "watchdog caught collective operation timeout",
 )
+"""What gloo and NCCL say when the other side of a connection is no more."""
 _PATIENCE_SECONDS = 3.0
 
 
