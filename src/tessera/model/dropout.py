@@ -71,7 +71,8 @@ def dropout_mask(keys: Tensor, channels: int, rate: float) -> Tensor:
     assert channels % 2 == 0, "two draws come out of each hashed word"
     dropped = round(rate * 65536)
     pairs = torch.arange(channels // 2, device=keys.device, dtype=torch.int32)
-    words = _hash(keys[:, None] + pairs * _signed(_GOLDEN))
+    # Not multiples of _GOLDEN: C++ compilers take it that products of an index never overflow.
+    words = _hash(keys[:, None] + pairs)
     # As signed numbers, words order by their upper halves; a shift puts the lower halves there.
     threshold = (dropped - 32768) << 16
     kept = torch.cat([words >= threshold, (words << 16) >= threshold], dim=1)
