@@ -1,0 +1,54 @@
+"""Muon against StableAdamW at equal tokens: phase 1 of the demo, on the same rows and masks.
+
+    make demo && .venv/bin/python benchmarks/optimizers.py
+
+Trains each at several peak rates (those of embeddings, norms and biases stay, with Muon). Writes
+the validation loss at equal tokens and a plot of each optimizer at its best to benchmarks/results/.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from comparison import report, train
+
+YAMLS = {"StableAdamW": "yamls/demo/phase1.yaml", "Muon": "yamls/demo/muon.yaml"}
+
+
+def main() -> None:
+    """Train, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lr", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3])
+    parser.add_argument("--tokens", type=int, default=2_400_000, help="of each training")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo/optimizers"))
+    options = parser.parse_args()
+    settings = {"duration": f"{options.tokens}tok"}
+    runs = {(name, lr): options.work / f"{name}-{lr:g}" for name in YAMLS for lr in options.lr}
+    trained = {
+        (name, lr): train(YAMLS[name], folder, settings | {"optimizer.lr": lr})
+        for (name, lr), folder in runs.items()
+    }
+    best = {
+        name: min(options.lr, key=lambda lr: trained[name, lr][-1][1])  # noqa: B023
+        for name in YAMLS
+    }
+    facts = {
+        "what": "validation loss at equal tokens, phase 1 of the demo without a decay",
+        "last_loss": {f"{name} {lr:g}": curve[-1][1] for (name, lr), curve in trained.items()},
+        "median_step_seconds": {
+            f"{name} {best[name]:g}": step_seconds(runs[name, best[name]]) for name in YAMLS
+        },
+    }
+    curves = {f"{name}, lr {best[name]:g}": trained[name, best[name]] for name in YAMLS}
+    report("optimizers", facts, curves)
+
+
+def step_seconds(folder: Path) -> float:
+    """The median over the steps of a run."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return statistics.median(line["step_seconds"] for line in lines if line["kind"] == "step")
+
+
+if __name__ == "__main__":
+    main()
