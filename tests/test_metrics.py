@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -6,6 +7,7 @@ import tiny_run
 
 from tessera.quantities import Duration
 from tessera.training.console import Progress, amount_of, span
+from tessera.training.leaving import TrainingStopped
 from tessera.training.loggers import flat
 from tessera.training.metrics import METRICS_FILE, MetricsFile
 
@@ -151,6 +153,17 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path):
     assert lines_of(tmp_path) == b""
 
 
+def test_a_line_that_does_not_fit_stops_the_run_and_leaves_no_part_of_itself(tmp_path, monkeypatch):
+    file = MetricsFile(tmp_path, after_step=0)
+    file.write({"kind": "step", "step": 1})
+    before = lines_of(tmp_path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    with pytest.raises(TrainingStopped, match="metrics.jsonl cannot be written .*No space left"):
+        file.write({"kind": "step", "step": 2})
+    assert lines_of(tmp_path) == before
+
+
 def step_record(**changes):
     record = {
         "kind": "step",
@@ -187,6 +200,7 @@ def test_progress_lines_come_at_intervals_and_at_the_end(capsys):
 def test_amounts_and_spans_are_short():
     assert [amount_of(n) for n in (0, 999, 1234, 1.719e12)] == ["0", "999", "1.234k", "1.719T"]
     assert [span(s) for s in (5, 65, 3725, 90_000)] == ["5s", "1m05s", "1h02m", "1d01h"]
+    assert [span(s) for s in (59.6, 119.7, 3599.9, 86399.9)] == ["1m00s", "2m00s", "1h00m", "1d00h"]
 
 
 def test_records_become_paths_with_numbers():

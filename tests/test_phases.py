@@ -144,6 +144,44 @@ def test_a_phase_does_not_start_from_itself(corpus, first, tmp_path):
             tiny_run.train(second(corpus, first, path))
 
 
+def doubts(plain):
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.preflight import examine
+
+    found = examine(decode(RunConfig, plain, "test"), 1)
+    assert not found.problems
+    return found.doubts
+
+
+def test_a_phase_that_would_read_the_same_rows_again_is_warned_of(corpus, first, tmp_path, capsys):
+    again = second(corpus, tmp_path / "again", first, seed=3)
+    (said,) = doubts(again)
+    assert "train_data.seed: " in said and "read web, code with the same seed, 3" in said
+    assert tiny_run.train(again) == 0, "it may be meant"
+    assert said in capsys.readouterr().err
+    assert doubts({**again, "train_data": {**again["train_data"], "seed": 4}}) == []
+    data = again["train_data"]
+    fresh = {name: {**s, "split": "validation"} for name, s in data["sources"].items()}
+    assert doubts({**again, "train_data": {**data, "sources": fresh}}) == []
+
+
+def test_a_phase_that_would_start_from_an_unfinished_one_is_warned_of(corpus, tmp_path):
+    unfinished = tmp_path / "phase1"
+    tiny_run.train(
+        tiny_run.settings(corpus, unfinished, **{**FIRST, "checkpoints__interval": "1ba"})
+    )
+    for step, path in files.checkpoints(unfinished).items():
+        if step > 2:
+            path.unlink()
+    files.point_latest(files.checkpoint_path(unfinished, 2))
+    for newest in (unfinished, unfinished / "checkpoints" / "latest"):
+        (said,) = doubts(second(corpus, tmp_path / "phase2", newest))
+        assert "is at 1,0" in said and "of 3,000 tokens: finish it first" in said
+    chosen = files.checkpoint_path(unfinished, 2)
+    assert doubts(second(corpus, tmp_path / "phase2", chosen)) == []
+
+
 def test_another_tokenizer_is_refused(corpus, first, tmp_path):
     other = tiny_run.make_corpus(tmp_path / "other", documents=8)
     shutil.rmtree(other / "tokenizer")

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -86,6 +88,29 @@ def test_a_file_named_stop_does_what_a_signal_does(corpus, tmp_path):
     assert not (folder / "stop").exists()
     (folder / "stop").touch()  # a wish that came when nobody trained is forgotten
     assert tiny_run.train(tiny_run.settings(corpus, folder, duration="9ba")) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(("when", "status"), [("working", 75), ("leaving", 3)])
+def test_a_signal_at_any_other_moment_ends_with_a_status_that_is_understood(number, when, status):
+    script = (
+        "import atexit, sys, time\n"
+        "from tessera.training.leaving import leave_after\n"
+        "def wait(): print('ready', flush=True); time.sleep(30)\n"
+        "when = sys.argv[1]\n"
+        "atexit.register(wait) if when == 'leaving' else None\n"
+        "leave_after(lambda: wait() if when == 'working' else 3)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, when],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=tiny_run.environment(),
+    )
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    child.communicate(timeout=20)
+    assert child.returncode == status
 
 
 def test_a_signal_before_the_first_step_ends_at_once(corpus, tmp_path):

@@ -1,6 +1,8 @@
 import errno
+import io
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -71,6 +73,9 @@ def test_a_run_folder_says_what_was_run(corpus, tmp_path):
     assert "tokenizer.json" in record["tokenizer_files"]
     assert record["progress"]["steps"] == 2 and record["progress"]["rows"] == 8
     assert record["data"]["rows"] == 8
+    read = [step["source_tokens"] for step in tiny_run.metrics(tmp_path / "run")]
+    sums = {source: sum(tokens[source] for tokens in read) for source in ("web", "code")}
+    assert record["progress"]["source_tokens"] == sums
 
 
 def test_a_checkpoint_holds_nothing_that_needs_unpickling(corpus, tmp_path):
@@ -151,6 +156,52 @@ def test_a_disk_that_stays_full_stops_the_run(corpus, tmp_path, monkeypatch):
     files.lock(folder).release()
 
 
+def test_a_checkpoint_that_does_not_fit_says_what_the_disk_said(
+    corpus, tmp_path, monkeypatch, capsys
+):
+    # What torch raises itself, once its file has refused, speaks of positions in a zip file.
+    run = build(tiny_run.settings(corpus, tmp_path / "run", duration="2ba"))
+    monkeypatch.setattr(
+        files, "write_whole", lambda path, write: write(Full()) if path.suffix == ".pt" else None
+    )
+    with pytest.raises(TrainingStopped, match=r"OSError: \[Errno 28\] No space left on device"):
+        run.fit()
+
+
+class Full(io.BytesIO):
+    """A file on a disk that is soon full."""
+
+    def write(self, data):
+        if self.tell() + len(data) > 100_000:
+            no_space()
+        return super().write(data)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing", "file above", "read-only"])
+def test_a_run_folder_that_cannot_be_is_one_message(kind, corpus, tmp_path, monkeypatch):
+    from tessera.config import ConfigError
+
+    folder = tmp_path / "run"
+    if kind == "file":
+        folder.write_text("something")
+    elif kind == "link to nothing":
+        folder.symlink_to(tmp_path / "nothing")
+    elif kind == "file above":
+        folder = tmp_path / "file" / "run"
+        folder.parent.write_text("something")
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError) as error:
+        tiny_run.train(tiny_run.settings(corpus, folder, duration="1ba"))
+    expected = {
+        "file": f"run_folder: {folder} is a file, not a folder",
+        "link to nothing": f"run_folder: {folder} is a link to nothing, not a folder",
+        "file above": f"run_folder: {folder.parent} is a file, not a folder",
+        "read-only": f"run_folder: {tmp_path} may not be written to",
+    }[kind]
+    assert "1 problem" in str(error.value) and expected in str(error.value)
+
+
 def test_latest_never_dangles(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -194,6 +245,58 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(corpus, tmp_pat
     assert (seen["step"], seen["why"], seen["action"]) == (3, "non-finite", "skip")
     assert seen["digest"] == records[2]["digest"] and seen["rows"] == ["8-11"]
     assert [m["rows"] for m in seen["microbatches"]] == [["8-9"], ["10-11"]]
+
+
+def test_what_was_seen_names_every_document_with_its_loss(corpus, tmp_path):
+    from itertools import islice
+
+    from tessera.config import decode
+    from tessera.data.audit import batch_lines
+    from tessera.data.tokenizer import load_tokenizer
+    from tessera.training.config import RunConfig
+
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, duration="3ba")
+    assert before_each_step(build(plain), poison({2})).fit() == 0
+    (seen,) = map(json.loads, (folder / "spikes.jsonl").read_text().splitlines())
+    record = tiny_run.metrics(folder)[1]
+
+    config = decode(RunConfig, plain, "test")
+    lines = batch_lines(
+        config.train_data,
+        config.batch,
+        load_tokenizer(config.tokenizer),
+        vocab_size=config.model.vocab_size,
+        seed=config.seed,
+        with_ids=True,
+    )
+    (line,) = islice(lines, 1, 2)
+    expected = {(row, *name) for row, names in line["ids"].items() for name in names}
+    named = [(d["row"], d["source"], d["id"], d["piece"]) for d in seen["documents"]]
+    assert set(named) == expected and len(named) == len(expected) == record["documents"]
+
+    losses = [d["loss"] for d in seen["documents"]]
+    assert losses == sorted(losses, reverse=True), "the first to look at comes first"
+    sums: dict[str, list[float]] = {"web": [0.0, 0], "code": [0.0, 0]}
+    for document in seen["documents"]:
+        sums[document["source"]][0] += document["loss"] * document["masked_tokens"]
+        sums[document["source"]][1] += document["masked_tokens"]
+    for source, (loss, masked) in sums.items():
+        assert seen["source_losses"][source] == pytest.approx(loss / masked)
+    loss, masked = (sum(part) for part in zip(*sums.values(), strict=True))
+    assert masked == record["masked_tokens"]
+    assert loss / masked == pytest.approx(record["loss"], rel=1e-6), "dropout included"
+
+
+def test_a_document_whose_loss_is_not_finite_comes_first():
+    from tessera.training.suspects import Suspect, summary
+
+    def suspect(name, loss):
+        return Suspect(row=0, source="web", id=name, piece=0, masked_tokens=1, loss=loss)
+
+    seen = summary([suspect("a", 2.0), suspect("b", math.nan), suspect("c", 3.0)])
+    assert [(d["id"], d["loss"]) for d in seen["documents"]] == [("b", None), ("c", 3), ("a", 2)]
+    assert seen["source_losses"] == {"web": None}
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(corpus, tmp_path):

@@ -3,7 +3,7 @@
 Legend: `R` rows, `T = R * row_tokens` token slots, `n` segments, `M` prediction slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +84,8 @@ class RankBatch:
     """Real tokens of this rank's rows, per source."""
     source_epochs: dict[str, int]
     """The furthest epoch, from 0, that a lane of this rank has reached in each source."""
+    names: Callable[[], list[list[tuple[str, str, int]]]]
+    """Looks up (source, document id, number of the piece) of each document of each row."""
     wait_seconds: float
     """How long the step waited for this batch."""
     state: Any

@@ -7,7 +7,7 @@ from tessera.config import ConfigError
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
 from tessera.training.folder import checkpoints, damage
-from tessera.training.preflight import problems
+from tessera.training.preflight import examine
 from tessera.training.saved import Saved, read, resumable
 
 _BLOCKS = " .:-=+*#%@"
@@ -22,7 +22,8 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
     saved = _saved(config)
     # What a phase once started from has done its part, and may be gone.
     asked = replace(config, start_from=None, initial_weights=None) if saved else config
-    found = problems(asked, world_size)
+    findings = examine(asked, world_size)
+    found = findings.problems
     changes: list[str] = []
     if saved is not None:
         try:
@@ -55,6 +56,8 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
     }
     if changes:
         lines["changed"] = "; ".join(changes)
+    if findings.doubts:
+        lines["but"] = "; ".join(findings.doubts)
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 

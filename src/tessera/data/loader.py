@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -128,6 +129,7 @@ class Loader:
                 row_digests=torch.from_numpy(np.stack([row.digest for row in rows])),
                 source_tokens=by_source(sum, (row.source_tokens for row in rows)),
                 source_epochs=by_source(max, epochs.values()),
+                names=partial(self._names, rows),
                 wait_seconds=time.perf_counter() - begin,
                 state=after,
             )
@@ -166,6 +168,9 @@ class Loader:
             ids = stream.document_ids([document for _, document, _ in pieces])
             names |= zip(pieces, ids, strict=True)
         return [(self.sources[piece[0]], names[piece], piece[2]) for piece in row.pieces]
+
+    def _names(self, rows: Sequence[Row]) -> list[list[tuple[str, str, int]]]:
+        return [self.piece_names(row) for row in rows]
 
     def close(self) -> None:
         """Let go of the sources' files and threads."""

@@ -86,8 +86,8 @@ def _epitaph(worker: int, process: subprocess.Popen) -> str:
 def _work(connection: Connection) -> None:
     """What a worker does: make rows ahead, and send them as fast as they are taken."""
     # A Ctrl-C or a scheduler's signal goes to the whole group; the trainer decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     recipe, open_source, states, first_slot, stride = connection.recv()
     threading.Thread(target=_end_with_trainer, args=[connection], daemon=True).start()
     ahead: Queue[bytes] = Queue(recipe.config.prefetch_rows)

@@ -48,13 +48,13 @@ def build(config: RunConfig, held: Held | None) -> Run:
         ValueError: something does not fit, with the key or file and the way out.
     """
     run = Run(config)
+    run.stop.install()
+    run.closing.append(run.stop.uninstall)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
     _quiet()
     if ranks.world_size() > 1:
         dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
-    run.stop.install()
-    run.closing.append(run.stop.uninstall)
     if held is not None:
         run.closing.append(held.lock.release)
         run.stop.on_request = held.lock.say_stopping
@@ -89,7 +89,8 @@ def build(config: RunConfig, held: Held | None) -> Run:
         peak_flops=measured_peak(torch.device(device), _matrix_dtype(config, device)),
     )
     if saved is not None:
-        stepping.clock = Clock(**{key: saved.progress[key] for key in vars(stepping.clock)})
+        known = vars(stepping.clock).keys() & saved.progress.keys()
+        stepping.clock = Clock(**{key: saved.progress[key] for key in known})
         stepping.judge.restore(saved.progress["spikes"])
     sync = open_sinks(run, sinks, after_step=stepping.clock.steps)
     checkpoints = Checkpoints(config=config, stepping=stepping, say=warn, before_save=sync)

@@ -124,7 +124,7 @@ class Checkpoints(Callback):
                 self.before_save()
                 self._write(contents, pin)
             except (OSError, RuntimeError) as error:
-                problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                problem = _first_cause(error)
         problem = ranks.from_first(problem)
         self.failed_saves = 0 if problem is None else self.failed_saves + 1
         if problem is None:
@@ -147,6 +147,13 @@ class Checkpoints(Callback):
         keep = self.config.checkpoints.keep
         if keep != "all":
             files.prune(folder, keep)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the disk said: torch answers it with an error of its own about a zip file."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def crossed(interval: Duration, before: dict[str, int], now: int) -> bool:

@@ -16,6 +16,7 @@ from tessera.training import ranks
 from tessera.training.checkpointing import crossed
 from tessera.training.config import EvaluationConfig
 from tessera.training.mlm import MaskedLanguageModel
+from tessera.training.step import finite_or_none
 from tessera.training.stepping import Sink, Stepping
 
 Batches = Callable[[], Iterable[PackedBatch]]
@@ -97,7 +98,7 @@ class Evaluation(Callback):
         every = max(1, sum(maskeds))
         mean = math.fsum(losses) / every
         return {
-            "loss": mean if math.isfinite(mean) else None,
+            "loss": finite_or_none(mean),
             "accuracy": math.fsum(rights) / every,
             "masked_tokens": sum(maskeds),
             "tokens": sum(counts),

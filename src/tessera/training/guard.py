@@ -17,7 +17,8 @@ import numpy as np
 
 from tessera.training.config import SpikeConfig
 from tessera.training.leaving import TrainingStopped
-from tessera.training.step import Step
+from tessera.training.step import Step, finite_or_none
+from tessera.training.suspects import Suspect, summary
 
 SPIKES_FILE = "spikes.jsonl"
 _NORMAL = 1.4826  # a normal distribution's standard deviation in median absolute deviations
@@ -106,6 +107,7 @@ def record(
     step: Step,
     verdict: Verdict,
     microbatch_losses: Sequence[tuple[Sequence[int], float]],
+    found: Sequence[Suspect],
 ) -> dict[str, Any]:
     """Write down what was seen: a line of `spikes.jsonl`.
 
@@ -114,26 +116,27 @@ def record(
         number: of the step, from 1.
         step: what it was.
         verdict: what was unusual.
-        microbatch_losses: rows and mean loss of each microbatch of every rank, which narrow down
-            the documents to look at.
+        microbatch_losses: rows and mean loss of each microbatch of every rank, as they were.
+        found: the documents of every rank, whose losses come from a second forward pass.
     """
     line = {
         "step": number,
         "why": verdict.why,
         "action": verdict.action,
-        "loss": _finite(step.loss),
-        "usual_loss": _finite(verdict.usual),
-        "limit": _finite(verdict.limit),
-        "grad_norm": _finite(step.grad_norm),
+        "loss": finite_or_none(step.loss),
+        "usual_loss": finite_or_none(verdict.usual),
+        "limit": finite_or_none(verdict.limit),
+        "grad_norm": finite_or_none(step.grad_norm),
         "digest": step.digest,
         "rows": ranges(step.rows),
         "source_tokens": step.source_tokens,
         "microbatches": [
-            {"rows": ranges(rows), "loss": _finite(loss)} for rows, loss in microbatch_losses
+            {"rows": ranges(rows), "loss": finite_or_none(loss)} for rows, loss in microbatch_losses
         ],
+        **summary(found),
     }
     with (folder / SPIKES_FILE).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line, allow_nan=False) + "\n")
     return line
 
 
@@ -146,10 +149,7 @@ def instructions(
     return (
         f"stopped before step {number} changed the weights: {verdict.why} (loss {value}, usually "
         f"{verdict.usual:.4g}; gradient norm {step.grad_norm:.4g}). {folder / SPIKES_FILE} says "
-        f"which rows. To leave these out and go on from the newest checkpoint, start again with\n"
+        f"in which documents. To leave their rows out and go on from the newest checkpoint, "
+        "start again with\n"
         f'  "train_data.skip_rows=[{skip}]"'
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tessera.config import mistake
 from tessera.training import ranks
-from tessera.training.signals import PREEMPTED
+from tessera.training.signals import PREEMPTED, SIGNALS, StopRequest
 
 _PATIENCE_SECONDS = {2: 3.0, PREEMPTED: 1.0}
 """All ranks leave with these together; what is wrong with one alone is to be seen at once."""
@@ -24,13 +24,18 @@ class TrainingStopped(RuntimeError):
 
 
 def leave_after(work: Callable[[], int]) -> NoReturn:
-    """Do the work of a training process, and exit with its status."""
+    """Do the work of a training process, and exit with its status.
+
+    There is no moment at which a signal would end it with another: before the first step, and
+    again once the work is done, it is obeyed at once.
+    """
+    StopRequest().install()
     try:
         status = work()
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
-    except KeyboardInterrupt:
-        status = 130
+        if status in {128 + number for number in SIGNALS}:
+            status = PREEMPTED  # by a handler that Composer's import leaves for a moment
     except BaseException as error:
         message = mistake(error) or (str(error) if isinstance(error, TrainingStopped) else None)
         if message is None:
@@ -38,6 +43,8 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
         else:
             print(f"tessera: {message}", file=sys.stderr)
         status = 2 if mistake(error) else 1
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(status))
     sys.stdout.flush()
     sys.stderr.flush()
     if ranks.local_rank() > 0 and status in _PATIENCE_SECONDS:

@@ -1,6 +1,6 @@
 """The encoder as Composer trains it: what a microbatch is, and what its loss counts for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from tessera.model.dropout import dropout_keys
 from tessera.model.modernbert import ModernBertForMaskedLM
 
 _LOGIT_ROWS = 2048
-"""Tokens whose logits are in memory as float32 at once in an evaluation."""
+"""Tokens whose logits are in memory as float32 at once, where no gradient is asked for."""
 
 
 class MaskedLanguageModel(ComposerModel):
@@ -37,16 +37,31 @@ class MaskedLanguageModel(ComposerModel):
         batch = batch.to(self.model.decoder.weight.device, non_blocking=True)
         if not self.training:
             return scores(self.model, batch)
-        dropping = self.model.config.attention_output_dropout > 0
-        keys = dropout_keys(self.seed, batch.rows, batch.row_tokens) if dropping else None
         return self.model(
             batch.input_ids,
             cu_seqlens=batch.cu_seqlens,
             max_seqlen=batch.max_seqlen,
             masked_positions=batch.masked_positions,
             masked_labels=batch.masked_labels,
-            dropout_keys=keys,
+            dropout_keys=self._dropout_keys(batch),
         )
+
+    def token_losses(self, batch: PackedBatch) -> Tensor:
+        """(M,) float32: what each prediction adds to the loss of a training microbatch."""
+        batch = batch.to(self.model.decoder.weight.device)
+        logits = self.model(
+            batch.input_ids,
+            cu_seqlens=batch.cu_seqlens,
+            max_seqlen=batch.max_seqlen,
+            masked_positions=batch.masked_positions,
+            dropout_keys=self._dropout_keys(batch),
+        ).logits
+        return torch.cat(list(_losses(logits, batch.masked_labels)))
+
+    def _dropout_keys(self, batch: PackedBatch) -> Tensor | None:
+        if not self.model.config.attention_output_dropout:
+            return None
+        return dropout_keys(self.seed, batch.rows, batch.row_tokens)
 
     def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:
         """Mean over the microbatch's masked tokens; 0 if it has none."""
@@ -63,12 +78,15 @@ def scores(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
         max_seqlen=batch.max_seqlen,
         masked_positions=batch.masked_positions,
     ).logits
-    loss_sum = sum(
-        cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="sum")
-        for part, target in zip(logits.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True)
-    )
+    loss_sum = sum((part.sum() for part in _losses(logits, labels)), logits.new_zeros(()).float())
     right = (logits.argmax(-1) == labels).sum()
-    return torch.stack([torch.as_tensor(loss_sum, device=logits.device), right]).double()
+    return torch.stack([loss_sum, right]).double()
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
+    """Of each token, 0 where nothing is predicted, in parts."""
+    for part, target in zip(logits.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
+        yield cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
 
 
 def train_data_spec(loader: Iterable[RankBatch], *, pin: bool) -> DataSpec:

@@ -3,18 +3,33 @@
 `tessera check` and `main.py` ask the same questions; none of them writes anything.
 """
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.data.config import SourceConfig
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.config import ModelConfig
+from tessera.quantities import Duration
 from tessera.training.config import RunConfig
 
 
-def problems(config: RunConfig, world_size: int) -> list[str]:
-    """Everything that would keep this phase from running; empty if nothing would."""
-    found = list(config.world_problems(world_size))
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a phase, or may be."""
+
+    problems: list[str] = field(default_factory=list)
+    """Each would keep it from running."""
+    doubts: list[str] = field(default_factory=list)
+    """Each may be meant: it is said, and the phase runs."""
+
+
+def examine(config: RunConfig, world_size: int) -> Findings:
+    """Everything that can be known before the phase runs."""
+    found = [*_folder_problems(Path(config.run_folder)), *config.world_problems(world_size)]
+    doubts: list[str] = []
     tokenizer = None
     try:
         tokenizer = load_tokenizer(config.tokenizer)
@@ -35,8 +50,28 @@ def problems(config: RunConfig, world_size: int) -> list[str]:
         key = f"evaluation.sources.{name}"
         found += _source_problems(key, name, source, [source.validation_split], tokenizer)
     for key, path in _origins(config).items():
-        found += _origin_problems(key, path, config, tokenizer)
-    return found
+        origin = _examine_origin(key, path, config, tokenizer)
+        found += origin.problems
+        doubts += origin.doubts
+    return Findings(found, doubts)
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    """What keeps a run folder from being made or written to."""
+    for path in (folder / "checkpoints", folder, *folder.absolute().parents):
+        if path.is_dir():
+            if os.access(path, os.W_OK | os.X_OK):
+                return []
+            return [
+                f"run_folder: {path} may not be written to (permissions, or a file system that is "
+                "read-only); mend it, or name another folder"
+            ]
+        if path.exists() or path.is_symlink():
+            kind = "a file" if path.exists() else "a link to nothing"
+            return [
+                f"run_folder: {path} is {kind}, not a folder; move it away, or name another folder"
+            ]
+    return []
 
 
 def _source_problems(
@@ -77,17 +112,18 @@ def _origins(config: RunConfig) -> dict[str, str]:
     return origins
 
 
-def _origin_problems(
+def _examine_origin(
     key: str, path: str, config: RunConfig, tokenizer: Tokenizer | None
-) -> list[str]:
+) -> Findings:
     from tessera.checkpoints.reader import read_checkpoint
 
     if not Path(path).exists():
-        return [f"{key}: '{path}' does not exist; run the phase before this one, or correct it"]
+        text = f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
+        return Findings([text])
     try:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
-        return [f"{key}: {error}"]
+        return Findings([f"{key}: {error}"])
     found = []
     if key == "start_from":
         theirs, ours = _shape(checkpoint.model_config), _shape(config.model)
@@ -104,7 +140,52 @@ def _origin_problems(
                 f"tokenizer: {config.tokenizer} is not the one that {path} ({key}) was trained "
                 "with; its token ids would mean other words"
             )
-    return found
+    doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
+    return Findings(found, doubts if key == "start_from" else [])
+
+
+def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
+    """A doubt if the newest checkpoint of a phase is asked for, and is not its last."""
+    newest = Path(path).is_dir() or Path(path).name == "latest"
+    progress, duration = checkpoint.progress, checkpoint.run_config.get("duration")
+    if not newest or duration is None or not {"tokens", "steps", "documents"} <= progress.keys():
+        return []
+    total = Duration.parse(duration)
+    key = {"tok": "tokens", "ba": "steps", "sp": "documents"}[total.unit]
+    if progress[key] >= total.value:
+        return []
+    return [
+        f"start_from: the phase in {path} is at {progress[key]:,} of {total.value:,} {key}: finish "
+        "it first, or name the checkpoint that is meant"
+    ]
+
+
+def _read_again(path: str, checkpoint: Checkpoint, config: RunConfig) -> list[str]:
+    """A doubt if sources would be shuffled as they were in the phase before."""
+    before = checkpoint.run_config.get("train_data")
+    data = config.train_data
+    if not before or not (before.get("shuffle", True) and data.shuffle):
+        return []
+    old_seed = before.get("seed")
+    old_seed = checkpoint.run_config.get("seed") if old_seed is None else old_seed
+    seed = config.seed if data.seed is None else data.seed
+    shared = [
+        name
+        for name, source in data.sources.items()
+        if source.weight > 0 and _same_documents(source, before.get("sources", {}).get(name))
+    ]
+    if not shared or old_seed != seed:
+        return []
+    return [
+        f"train_data.seed: {path} read {', '.join(shared)} with the same seed, {seed}; this phase "
+        "would begin with the same documents again. Give it another seed"
+    ]
+
+
+def _same_documents(source: SourceConfig, before: dict[str, Any] | None) -> bool:
+    if before is None or not before.get("weight", 1.0):
+        return False
+    return all(before.get(key) == getattr(source, key) for key in ("local", "remote", "split"))
 
 
 def _shape(config: ModelConfig) -> ModelConfig:

@@ -14,7 +14,7 @@ from tessera.training import blame, ranks
 from tessera.training import folder as files
 from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
-from tessera.training.preflight import problems
+from tessera.training.preflight import examine
 from tessera.training.saved import Saved, newest
 from tessera.training.signals import PREEMPTED, StopRequest, end_with_parent
 
@@ -115,10 +115,12 @@ def take(config: RunConfig) -> Held:
     resuming = bool(files.checkpoints(folder))
     # What a phase once started from has done its part, and may be gone.
     asked = replace(config, start_from=None, initial_weights=None) if resuming else config
-    found = problems(asked, ranks.world_size())
-    if found:
+    findings = examine(asked, ranks.world_size())
+    if found := findings.problems:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{config.name} cannot run: {count}", *found]))
+    for doubt in findings.doubts:
+        warn(doubt)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     lock = files.lock(folder)
     try:

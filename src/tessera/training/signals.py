@@ -34,7 +34,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Handle the signals; after Composer's import, which installs handlers of its own."""
+        """Handle the signals; once more after Composer's import, which leaves handlers too."""
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def uninstall(self) -> None:

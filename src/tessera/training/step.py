@@ -115,6 +115,11 @@ def whole(shares: Sequence[Share]) -> Step:
     )
 
 
+def finite_or_none(value: float) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
 def _all_finite(shares: Sequence[Share]) -> bool:
     return all(math.isfinite(share.loss_sum) for share in shares)
 

@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import Callback, State
+from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,7 +23,8 @@ from tessera.training.config import RunConfig
 from tessera.training.flops import training_flops
 from tessera.training.guard import Guard, SpikeError
 from tessera.training.mlm import MaskedLanguageModel
-from tessera.training.step import Step, share_of, whole
+from tessera.training.step import Step, finite_or_none, share_of, whole
+from tessera.training.suspects import suspects
 
 Sink = Callable[[dict[str, Any]], None]
 """Takes a record of `metrics.jsonl`."""
@@ -35,6 +38,8 @@ class Clock:
     tokens: int = 0
     documents: int = 0
     rows: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    """Of `tokens`, those of each source."""
 
     def done(self, unit: str) -> int:
         """Progress in a unit of `tessera.quantities.Duration`."""
@@ -99,12 +104,12 @@ class Stepping(Callback):
             stop_signal=self.stop_signal(),
         )
         self.step = whole(ranks.gather(share))
-        self._judge(self.step, each)
+        self._judge(state, self.step, each)
         clip = self.config.optimizer.clip_norm
         if clip is not None and norm > clip and self.skipped is None:
             torch._foreach_mul_(gradients, clip / norm)
 
-    def _judge(self, step: Step, losses: list[float]) -> None:
+    def _judge(self, state: State, step: Step, losses: list[float]) -> None:
         verdict = self.judge.judge(step)
         if verdict is None:
             return
@@ -113,13 +118,17 @@ class Stepping(Callback):
             (m.rows.tolist(), loss / max(1, m.masked_tokens))
             for m, loss in zip(self.batch.microbatches, losses, strict=True)
         ]
-        everywhere = [pair for part in ranks.gather(means) for pair in part]
-        number, folder = self.clock.steps + 1, Path(self.config.run_folder)
+        with self.pause(), get_precision_context(state.precision, state.precision_config):
+            parts = ranks.gather((means, suspects(self.model, self.batch)))
+        folder, coming = Path(self.config.run_folder), self.clock.steps + 1
         if ranks.rank() == 0:
-            guard.record(folder, number, step, verdict, everywhere)
+            everywhere, found = (
+                list(chain.from_iterable(part)) for part in zip(*parts, strict=True)
+            )
+            guard.record(folder, coming, step, verdict, everywhere, found)
         if verdict.action == "stop":
             skipped = self.config.train_data.skip_rows
-            raise SpikeError(guard.instructions(folder, number, step, verdict, skipped))
+            raise SpikeError(guard.instructions(folder, coming, step, verdict, skipped))
         self.skipped = verdict.why if verdict.action == "skip" else None
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -129,6 +138,9 @@ class Stepping(Callback):
         self.clock.tokens = int(state.timestamp.token)
         self.clock.documents = int(state.timestamp.sample)
         self.clock.rows += len(self.step.rows)
+        for source, tokens in self.step.source_tokens.items():
+            read = self.clock.source_tokens
+            read[source] = read.get(source, 0) + tokens
         now = time.perf_counter()
         seconds, self._begin = now - self._begin, now
         if ranks.rank() == 0:
@@ -144,7 +156,7 @@ class Stepping(Callback):
             "step": self.clock.steps,
             "tokens": self.clock.tokens,
             "total_documents": self.clock.documents,
-            "loss": _number(step.loss),
+            "loss": finite_or_none(step.loss),
             "step_tokens": step.tokens,
             "masked_tokens": step.masked_tokens,
             "mask_rate": step.masked_tokens / max(1, step.tokens),
@@ -156,7 +168,7 @@ class Stepping(Callback):
             "max_lr": group.get("max_lr", group["initial_lr"]),
             "weight_decay": group["weight_decay"],
             "decay_of_step": decay_of_step(self.optimizer),
-            "grad_norm": _number(step.grad_norm),
+            "grad_norm": finite_or_none(step.grad_norm),
             "skipped": self.skipped,
             "packing_fill": step.tokens / step.slots,
             "source_tokens": step.source_tokens,
@@ -174,8 +186,3 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     norm = torch.nn.utils.get_total_norm(gradients)
     full = getattr(norm, "full_tensor", None)
     return norm if full is None else full()
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN and no infinity."""
-    return value if value - value == 0 else None
