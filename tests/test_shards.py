@@ -18,12 +18,17 @@ def make_documents(count=50, *, vocab_size=8192, longest=400, seed=0):
     return [(f"doc-{i}", rng.integers(0, vocab_size, n)) for i, n in enumerate(lengths)]
 
 
+def open_shard(path, entry):
+    with open(path, "rb") as file:
+        return Shard(file, entry)
+
+
 def read_folder(folder):
     """(id, tokens) of every document through our reader."""
     index = parse_index((folder / "index.json").read_bytes(), str(folder))
     found = []
     for entry in index.shards:
-        shard = Shard(folder / entry.raw.basename, entry)
+        shard = open_shard(folder / entry.raw.basename, entry)
         found += [(shard.document_id(i), shard.tokens(i)) for i in range(entry.samples)]
     return found
 
@@ -97,7 +102,7 @@ def test_shards_that_others_wrote_are_read_whatever_else_they_hold(tmp_path, enc
             for n, tokens in enumerate(documents)
         ],
     )
-    shard = Shard(tmp_path / entry.raw.basename, entry)
+    shard = open_shard(tmp_path / entry.raw.basename, entry)
     assert shard.lengths.tolist() == [5, 300]
     for i, tokens in enumerate(documents):
         np.testing.assert_array_equal(shard.tokens(i), tokens)
@@ -118,7 +123,7 @@ def test_shards_that_others_wrote_are_read_whatever_else_they_hold(tmp_path, enc
 def test_other_columns_are_refused_by_name(tmp_path, mds_columns, sample, message):
     entry = write_foreign(tmp_path, mds_columns, [sample])
     with pytest.raises(ValueError, match=message):
-        Shard(tmp_path / entry.raw.basename, entry)
+        open_shard(tmp_path / entry.raw.basename, entry)
 
 
 def test_lengths_are_those_of_the_documents_and_empty_ones_are_left_out_and_counted(tmp_path):
@@ -127,7 +132,7 @@ def test_lengths_are_those_of_the_documents_and_empty_ones_are_left_out_and_coun
     summary = write_shards(tmp_path, documents, vocab_size=8192)
     entry = parse_index((tmp_path / "index.json").read_bytes(), "").shards[0]
     kept = [len(tokens) for _, tokens in documents if len(tokens)]
-    assert Shard(tmp_path / entry.raw.basename, entry).lengths.tolist() == kept
+    assert open_shard(tmp_path / entry.raw.basename, entry).lengths.tolist() == kept
     assert (summary["documents"], summary["empty_documents"]) == (39, 1)
     assert summary["tokens"] == sum(kept)
     assert summary == json.loads((tmp_path / "tessera.json").read_text())
@@ -165,10 +170,10 @@ def test_a_damaged_shard_is_noticed_when_opened(tmp_path, change, message):
     write_shards(tmp_path, make_documents(), vocab_size=8192)
     entry = parse_index((tmp_path / "index.json").read_bytes(), "").shards[0]
     path = tmp_path / entry.raw.basename
-    Shard(path, entry)
+    open_shard(path, entry)
     break_file(path, change)
     with pytest.raises(ValueError, match=message):
-        Shard(path, entry)
+        open_shard(path, entry)
 
 
 @pytest.mark.parametrize(
@@ -188,10 +193,10 @@ def test_without_hashes_a_damaged_table_is_noticed_all_the_same(tmp_path, positi
     path = tmp_path / entry.raw.basename
     break_file(path, lambda content: content.__setitem__(position, content[position] ^ 0x80))
     if message is None:  # a token is another one: nothing but a hash can tell
-        assert Shard(path, entry).samples == 50
+        assert open_shard(path, entry).samples == 50
         return
     with pytest.raises(ValueError, match=message):
-        Shard(path, entry)
+        open_shard(path, entry)
 
 
 @pytest.mark.parametrize("byte", range(0, 240, 7))
@@ -205,7 +210,7 @@ def test_no_damage_to_the_headers_escapes_as_anything_but_an_error(tmp_path, byt
     path = tmp_path / entry.raw.basename
     break_file(path, lambda content: content.__setitem__(byte, content[byte] ^ 0xFF))
     try:
-        shard = Shard(path, entry)
+        shard = open_shard(path, entry)
     except ValueError:
         return
     expected = [len(tokens) for _, tokens in documents]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessera.data.cache import ShardCache
 from tessera.data.folder_locks import STATE, CacheError
 from tessera.data.shard_writer import write_shards
 from tessera.data.shards import BadShard
@@ -50,7 +51,7 @@ def remote(corpora, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pauses_between_attempts(monkeypatch):
-    monkeypatch.setattr("tessera.data.cache._FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("tessera.data.remote._FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -364,6 +365,33 @@ def test_a_cache_too_small_for_what_is_being_read_goes_on_and_says_so(remote, tm
     assert len(shards_in(tmp_path / "local")) == 6, "one that nobody else holds is evicted"
     done.set()
     process.join(30)
+
+
+def test_a_shard_that_arrives_while_room_is_being_made_is_counted(corpora, tmp_path, monkeypatch):
+    """Background fetches that end just while the shards that are here are listed."""
+    from streaming import Stream
+
+    fetch, listed = Stream.prepare_shard, ShardCache._present
+
+    def slow_fetch(self, reader):
+        time.sleep(0.03)
+        return fetch(self, reader)
+
+    def slow_list(self):
+        found = listed(self)
+        time.sleep(0.06)
+        return found
+
+    monkeypatch.setattr(Stream, "prepare_shard", slow_fetch)
+    monkeypatch.setattr(ShardCache, "_present", slow_list)
+    limit = 5 * SHARD_BYTES
+    source = open_source(tmp_path / "local", corpora[0] / "raw", cache_limit_bytes=limit)
+    count, peak = len(source.samples), 0
+    for turn in range(2 * count):
+        source.will_need([(turn + 1) % count, (turn + 2) % count])
+        source.document(turn % count, 0)
+        peak = max(peak, disk_bytes(tmp_path / "local"))
+    assert limit // 2 < peak <= limit
 
 
 @pytest.mark.parametrize("kind", ["raw", "zstd"])

@@ -1,42 +1,41 @@
 """A folder as the cache of a remote one, shared by every process of a machine.
 
 The file system is the only shared state. A shard whose file exists is local. A flock marks one that
-is being fetched, or read; the kernel drops it with its process, so kill -9 leaves nothing to clean.
-A shard arrives in a staging folder and is renamed into place when its hash is right. Streaming's
-`Stream` fetches, decompresses and validates; its shared memory and its `__iter__` are not used.
+is being fetched, or open; the kernel drops it with its process, so kill -9 leaves nothing to clean.
+A shard arrives in a staging folder and is renamed into place when its hash is right.
 """
 
-import errno
 import fcntl
 import json
 import logging
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from tessera.data.folder_locks import CacheError, FolderLocks
+from tessera.data.folder_locks import FolderLocks
 from tessera.data.prefetch import Prefetcher
+from tessera.data.remote import Remote
 from tessera.data.shards import ShardEntry, write_whole
 
 log = logging.getLogger(__name__)
 
 _SLOTS = 32
-_DOWNLOAD_TIMEOUT_SECONDS = 300.0
-_FIRST_PAUSE_SECONDS = 0.5
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-class FetchFailed(ValueError):
-    """A shard cannot be fetched, after retries."""
+_LOOK_AGAIN_SECONDS = 0.01
 
 
 class ShardCache:
-    """Fetches shards into `folder`, and evicts others to stay within a limit."""
+    """Fetches shards into `folder`, and evicts others before, to stay within a limit.
+
+    What is promised: the shards in `folder` and those being fetched into it, of all processes, are
+    together never larger than `limit_bytes`, as long as this holds what may not be evicted (shards
+    that a process has open, and those that were here before any was fetched) and the shard that is
+    to be opened. Where it does not, opening closes this process's own and waits for fetches of
+    others to end; if that is not enough, it goes beyond the limit and says so once.
+    """
 
     def __init__(
         self,
@@ -59,17 +58,17 @@ class ShardCache:
             shards: All shards of the index.
             limit_bytes: Shards that were fetched are evicted, oldest first, beyond this.
             attempts: How often a fetch is tried before it fails.
-            release: Called when only shards that are being read could be evicted: closes those of
-                this process.
+            release: Called when only shards that are open could be evicted: closes those of this
+                process.
 
         Raises:
             ValueError: the limit cannot hold enough shards to work with.
         """
         self.folder = folder
-        self._source, self._remote, self._shards = source, remote, shards
-        self._limit_bytes, self._attempts, self._release = limit_bytes, attempts, release
+        self._source, self._shards = source, shards
+        self._limit_bytes, self._release = limit_bytes, release
         self._locks = FolderLocks(folder, source)
-        self._streams: dict[tuple[int, int], Any] = {}
+        self._remote = Remote(source, remote, folder, attempts=attempts)
         self._prefetcher: Prefetcher | None = None
         self._warned = False
         largest = max((_bytes_to_fetch(shard) for shard in shards), default=0)
@@ -83,17 +82,25 @@ class ShardCache:
         """Where the file of a shard is, or will be."""
         return self.folder / self._shards[number].raw.basename
 
-    def fetch(self, number: int) -> Path:
-        """Return the path of a shard's file after making sure that it exists.
+    def open(self, number: int) -> BinaryIO:
+        """Open a shard's file, after fetching it if it is not here.
+
+        Returns:
+            The file, under a shared flock that keeps it from being evicted until it, and what was
+            mapped from it, are closed.
 
         Raises:
             FetchFailed: it cannot be fetched, after retries.
             CacheError: the cache cannot be written to.
         """
-        path = self.path(number)
-        while not path.exists():
-            self._fetch_once(number, wait=True)
-        return path
+        while (file := self._open_here(number)) is None:
+            with self._locks.holding(_slot(number)) as lock:
+                assert lock is not None
+                if not self.path(number).exists():
+                    with self._reserved(number, lock, patient=True):
+                        return self._fetch(number)
+        self.touch(number)
+        return file
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Fetch these in the background, in this order, as far ahead as the limit allows."""
@@ -133,141 +140,111 @@ class ShardCache:
             self._prefetcher.stop()
         self._prefetcher = None
 
+    def _open_here(self, number: int) -> BinaryIO | None:
+        try:
+            file = open(self.path(number), "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return None
+        with suppress(OSError):  # where there are no locks, nothing is evicted either
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # evicted before it was locked
+        return None
+
     def _try_prefetch(self, number: int) -> bool:
         """Fetch unless another process or thread is at it; False to try again later."""
         try:
-            return self.path(number).exists() or self._fetch_once(number, wait=False)
+            with self._locks.holding(_slot(number), wait=False) as lock:
+                if lock is None:
+                    return False
+                if not self.path(number).exists():
+                    with self._reserved(number, lock, patient=False) as reserved:
+                        if reserved:
+                            self._fetch(number).close()
         except Exception as error:  # whoever needs the shard will meet it too, and raise
             log.warning("source '%s': prefetch of shard %d: %s", self._source, number, error)
-            return True
-
-    def _fetch_once(self, number: int, *, wait: bool) -> bool:
-        """Fetch a shard if nobody else does.
-
-        Returns:
-            False if another one holds the slot, and `wait` was False.
-        """
-        slot = f"slot-{number % _SLOTS:02}"
-        with self._locks.holding(slot, wait=wait) as lock:
-            if lock is None:
-                return False
-            if self.path(number).exists():
-                return True
-            staging = self._locks.folder / slot
-            try:
-                needed_bytes = _bytes_to_fetch(self._shards[number])
-                if not self._make_room(needed_bytes, lock, slot):
-                    if not wait:
-                        return True  # a prefetch is not worth more than the limit
-                    self._release()
-                    if not self._make_room(needed_bytes, lock, slot):
-                        self._warn_once()
-                file = self._download(number, staging)
-                self.path(number).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, self.path(number))
-            finally:
-                os.ftruncate(lock, 0)
-                shutil.rmtree(staging, ignore_errors=True)
         return True
 
-    def _download(self, number: int, staging: Path) -> Path:
-        from streaming.base.format import reader_from_json  # takes seconds to import
+    def _fetch(self, number: int) -> BinaryIO:
+        """Download a shard and put it into its place, locked before anyone could evict it."""
+        staged = self._remote.fetch(self._shards[number], self._locks.folder / _slot(number))
+        os.utime(staged)
+        file = open(staged, "rb")  # noqa: SIM115
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+        self.path(number).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staged, self.path(number))
+        return file
 
-        shard = self._shards[number]
-        stream = self._stream(shard)
-        stream.local = str(staging)
-        reader = reader_from_json(str(staging), None, _streaming_entry(shard))
-        for attempt in range(1, self._attempts + 1):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            try:
-                stream.prepare_shard(reader)
-                return staging / shard.raw.basename
-            except Exception as error:  # each kind of remote raises its own
-                if attempt == self._attempts or getattr(error, "errno", None) in _NO_SPACE:
-                    raise self._explained(error, shard, staging) from error
-                log.warning(
-                    "source '%s': attempt %d to fetch %s from %s failed: %s",
-                    *(self._source, attempt, shard.raw.basename, self._remote, error),
-                )
-                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-        raise AssertionError("unreachable")
+    @contextmanager
+    def _reserved(self, number: int, lock: int, *, patient: bool) -> Iterator[bool]:
+        """Hold room for a shard in its slot, whose lock the caller has; yields whether there is.
 
-    def _explained(self, error: Exception, shard: ShardEntry, staging: Path) -> ValueError:
-        """Whose fault it is: the shard's if it is missing, or arrived and was not right."""
-        if getattr(error, "errno", None) in _NO_SPACE:
-            return CacheError(
-                f"source '{self._source}': no space left for {self.folder}; free some, or set or "
-                "lower cache_limit"
-            )
-        problem = f"cannot be fetched from {self._remote} ({error})"
-        arrived = (staging / (shard.compressed or shard.raw).basename).exists()
-        if arrived or isinstance(error, FileNotFoundError):
-            return FetchFailed(problem)
-        return CacheError(
-            f"source '{self._source}': {shard.raw.basename} {problem}; nothing says that the shard "
-            "is bad: check that the remote can be reached and read, and start again"
-        )
+        A patient one waits for what others are fetching, which may be evicted once it is here; if
+        nothing helps, it holds room beyond the limit.
+        """
+        try:
+            made, others_fetch = self._make_room(number, lock)
+            if patient and not made:
+                self._release()
+                while not made:
+                    made, others_fetch = self._make_room(number, lock, beyond=not others_fetch)
+                    if not made:
+                        time.sleep(_LOOK_AGAIN_SECONDS)
+            yield made
+        finally:
+            os.ftruncate(lock, 0)
+            shutil.rmtree(self._locks.folder / _slot(number), ignore_errors=True)
 
-    def _stream(self, shard: ShardEntry) -> Any:
-        """Streaming's client for the remote: one per thread, since not all may be shared."""
-        from streaming import Stream
-        from streaming.base.hashing import is_hash
-
-        key = os.getpid(), threading.get_ident()
-        if key not in self._streams:
-            self._streams[key] = Stream(
-                remote=self._remote,
-                local=str(self._locks.folder),
-                download_retry=1,
-                download_timeout=_DOWNLOAD_TIMEOUT_SECONDS,
-                keep_zip=False,
-            )
-        stream = self._streams[key]
-        hashes = (shard.compressed or shard.raw).hashes
-        stream.validate_hash = next((name for name in hashes if is_hash(name)), None)
-        return stream
-
-    def _make_room(self, needed_bytes: int, lock: int, slot: str) -> bool:
+    def _make_room(self, number: int, lock: int, *, beyond: bool = False) -> tuple[bool, bool]:
         """Evict until what is here, on its way here, and needed now, is within the limit.
 
-        Returns:
-            False if it is not, although nothing more may be evicted.
-
         Args:
-            needed_bytes: What this process is about to fetch.
-            lock: Descriptor of its slot's lock, in which the amount is noted for the others.
-            slot: That slot.
+            number: The shard that is needed; noted in the lock of its slot, for the others, if
+                there is room.
+            lock: Descriptor of that lock.
+            beyond: Whether to go beyond the limit where it cannot be kept.
+
+        Returns:
+            Whether there is room; whether others are fetching shards.
         """
+        needed_bytes = _bytes_to_fetch(self._shards[number])
         excess = 0
         with self._locks.holding("room"):
             kept = self._kept()
+            coming: dict[str, int] = {}
             if self._limit_bytes is not None:
-                present = self._present()
-                excess = sum(size for _, size, _ in present) + needed_bytes - self._limit_bytes
-                excess += self._reserved_bytes(except_for=slot)
+                coming = self._coming(except_for=_slot(number))
+                present = self._present()  # after `coming`: what arrives in between is in both
+                taken = {basename: size for _, size, basename in present} | coming
+                excess = sum(taken.values()) + needed_bytes - self._limit_bytes
                 for _, size, basename in sorted(present):
                     if excess <= 0:
                         break
-                    if basename not in kept and _evict(self.folder / basename):
-                        excess -= size
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, str(needed_bytes).encode(), 0)
-        return excess <= 0
+                    if basename not in kept and basename not in coming:
+                        excess -= size if _evict(self.folder / basename) else 0
+            if excess <= 0 or beyond:
+                note = f"{needed_bytes} {self._shards[number].raw.basename}"
+                os.pwrite(lock, note.encode(), 0)
+        if excess > 0 and beyond:
+            self._warn_once()
+        return excess <= 0 or beyond, bool(coming)
 
-    def _reserved_bytes(self, *, except_for: str) -> int:
-        """What the other slots are fetching; clears those that a killed process left behind."""
-        total = 0
+    def _coming(self, *, except_for: str) -> dict[str, int]:
+        """Bytes of the shards that others are fetching; clears what killed processes left."""
+        found = {}
         for path in sorted(self._locks.folder.glob("slot-*.lock")):
             if path.stem == except_for:
                 continue
             with self._locks.holding(path.stem, wait=False) as lock:
-                if lock is None:  # held
-                    total += int(path.read_text() or 0)
-                else:
+                if lock is not None:
                     os.ftruncate(lock, 0)
                     shutil.rmtree(self._locks.folder / path.stem, ignore_errors=True)
-        return total
+                elif note := path.read_text():
+                    size, _, basename = note.partition(" ")
+                    found[basename] = int(size)
+        return found
 
     def _present(self) -> list[tuple[float, int, str]]:
         """(mtime, bytes, basename) of every shard of the index that is here."""
@@ -296,51 +273,14 @@ class ShardCache:
             )
 
 
-def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> bytes:
-    """The content of a small file of a remote folder, through Streaming.
-
-    Raises:
-        Whatever the last attempt to fetch it raised; FileNotFoundError if it does not exist.
-    """
-    from streaming.base.storage.download import CloudDownloader
-
-    file = staging / name
-    for attempt in range(1, attempts + 1):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        try:
-            path = os.path.join(remote, name)
-            CloudDownloader.direct_download(path, str(file), _DOWNLOAD_TIMEOUT_SECONDS)
-            return file.read_bytes()
-        except Exception:
-            if attempt == attempts:
-                raise
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    raise AssertionError("unreachable")
-
-
 def _bytes_to_fetch(shard: ShardEntry) -> int:
     """Disk that fetching takes: while it is decompressed, a shard is there twice."""
     return shard.raw.bytes + (shard.compressed.bytes if shard.compressed else 0)
 
 
-def _streaming_entry(shard: ShardEntry) -> dict[str, Any]:
-    """The entry of the index as Streaming's reader wants it."""
-    return {
-        "version": 2,
-        "format": "mds",
-        "compression": shard.compression,
-        "hashes": sorted(shard.raw.hashes),
-        "size_limit": None,
-        "samples": shard.samples,
-        "column_names": list(shard.layout.names),
-        "column_encodings": list(shard.layout.encodings),
-        "column_sizes": list(shard.layout.sizes),
-        "raw_data": vars(shard.raw),
-        "zip_data": vars(shard.compressed) if shard.compressed else None,
-    }
+def _slot(number: int) -> str:
+    """Name of the lock under which a shard is fetched, and of its staging folder."""
+    return f"slot-{number % _SLOTS:02}"
 
 
 def _evict(path: Path) -> bool:

@@ -5,16 +5,14 @@ how many tokens). `index.json` is written last: a folder without one is not fini
 the files instead of using Streaming's reader, which opens the file again for every document.
 """
 
-import fcntl
 import hashlib
 import json
 import mmap
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -176,31 +174,23 @@ class Shard:
     Opening reads the offsets and one header per document.
     """
 
-    def __init__(
-        self, path: Path | str, entry: ShardEntry, *, verify: bool = True, guard: bool = False
-    ) -> None:
+    def __init__(self, file: BinaryIO, entry: ShardEntry, *, verify: bool = True) -> None:
         """Map the file.
 
         Args:
-            path: The raw (not compressed) shard.
+            file: The raw (not compressed) shard, opened; it may be closed, since the mapping keeps
+                a descriptor of its own, and with it any lock on the file.
             entry: What the index says about it.
             verify: Whether to compare the file's hash with the index too.
-            guard: Whether to hold a shared flock on the file for as long as it is mapped, which
-                tells those who evict shards that it is being read.
 
         Raises:
-            OSError: the file cannot be opened.
             ValueError: its content is not what the index describes.
         """
         self.samples = entry.samples
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.raw.bytes:
-                raise ValueError(f"truncated or altered: {size} bytes instead of {entry.raw.bytes}")
-            if guard:  # the mapping duplicates the descriptor, and with it keeps the lock
-                with suppress(OSError):  # where there are no locks, nothing is evicted either
-                    fcntl.flock(file, fcntl.LOCK_SH)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.raw.bytes:
+            raise ValueError(f"truncated or altered: {size} bytes instead of {entry.raw.bytes}")
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if verify and (problem := file_problem(self._map, entry.raw)):
             raise ValueError(problem)
         self._bytes = np.frombuffer(self._map, np.uint8)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tessera.data.cache import FetchFailed, ShardCache, read_remote_file
+from tessera.data.cache import ShardCache
 from tessera.data.folder_locks import CacheError, FolderLocks
+from tessera.data.remote import FetchFailed, read_remote_file
 from tessera.data.shards import (
     INDEX,
     SUMMARY,
@@ -26,7 +27,6 @@ from tessera.data.shards import (
 
 log = logging.getLogger(__name__)
 
-_TRIES = 5
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of a process that holds too much, for which no shard is to blame."""
 _SKIP = "to train without such shards, set train_data.on_bad_shard: skip"
@@ -144,9 +144,8 @@ class Source:
             self._pid = os.getpid()
         if not 0 <= number < len(self.samples):
             raise IndexError(f"source '{self.name}' has {len(self.samples)} shards, not {number}")
-        shard = self._open_shard(number)
         self._drop_to_fit(int(self.shard_bytes[number]))
-        self._open[number] = shard
+        shard = self._open[number] = self._open_shard(number)
         self._open_bytes += int(self.shard_bytes[number])
         return shard
 
@@ -184,21 +183,17 @@ class Source:
     def _map(self, number: int, path: Path) -> Shard:
         entry, verify = self._index.shards[number], number not in self._verified
         if self._cache is None:
-            return Shard(path, entry, verify=verify)
-        fetched_again = False
-        for _ in range(_TRIES):
-            self._cache.fetch(number)
-            self._cache.touch(number)
-            try:
-                return Shard(path, entry, verify=verify, guard=True)
-            except FileNotFoundError:
-                continue  # evicted by another process since it was fetched
-            except ValueError as error:
-                if fetched_again or not self._cache.discard(number):
-                    raise
-                fetched_again = True
-                log.warning("source '%s': %s: %s; fetching it again", self.name, path, error)
-        raise FetchFailed(f"was fetched {_TRIES} times, and evicted by others before it was read")
+            with open(path, "rb") as file:
+                return Shard(file, entry, verify=verify)
+        for last in (False, True):
+            with self._cache.open(number) as file:
+                try:
+                    return Shard(file, entry, verify=verify)
+                except ValueError as error:
+                    if last or not self._cache.discard(number):
+                        raise
+                    log.warning("source '%s': %s: %s; fetching it again", self.name, path, error)
+        raise AssertionError("unreachable")
 
     def _check_vocabulary(self, shard: Shard, path: Path) -> None:
         if self._vocab_size is None or not shard.samples or not shard.lengths[0]:
