@@ -79,6 +79,34 @@ def test_the_settings_in_force_are_those_of_the_new_yaml(corpus, first, tmp_path
     assert "in force: peak lr 0.003, weight decay 4e-06, max_lr 0.003" in capsys.readouterr().out
 
 
+def test_the_optimizer_itself_holds_the_new_settings(corpus, first, tmp_path):
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.run import build_run
+
+    folder = tmp_path / "phase2"
+    begun = second(corpus, folder, first, checkpoints__interval="1ba", duration="1ba")
+    chosen = {"lr": 0.003, "weight_decay": 4e-6, "betas": [0.8, 0.9], "eps": 1e-5}
+    resumed = {**begun, "optimizer": {"name": "stable_adamw", **chosen}, "duration": "2ba"}
+    for plain, betas, eps in ((begun, (0.9, 0.98), 1e-6), (resumed, (0.8, 0.9), 1e-5)):
+        run = build_run(decode(RunConfig, plain, "test"))
+        (optimizer,) = run.trainer.state.optimizers
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        assert sorted(decays) == [0.0, 4e-6]
+        for group in optimizer.param_groups:
+            found = (
+                group["initial_lr"],
+                group["max_lr"],
+                group["beta1"],
+                group["beta2"],
+                group["eps"],
+            )
+            assert found == (0.003, 0.003, *betas, eps)
+        moments = [state["exp_avg_sq"] for state in optimizer.state.values()]
+        assert all(moment.any() for moment in moments), "and the moments it continues from"
+        assert run.fit() == 0
+
+
 def test_the_rate_is_exact_at_every_step(corpus, first, tmp_path):
     folder = tmp_path / "phase2"
     tiny_run.train(second(corpus, folder, first))

@@ -58,20 +58,20 @@ def examine(config: RunConfig, world_size: int) -> Findings:
 
 def _folder_problems(folder: Path) -> list[str]:
     """What keeps a run folder from being made or written to."""
-    for path in (folder / "checkpoints", folder, *folder.absolute().parents):
-        if path.is_dir():
-            if os.access(path, os.W_OK | os.X_OK):
-                return []
-            return [
-                f"run_folder: {path} may not be written to (permissions, or a file system that is "
-                "read-only); mend it, or name another folder"
-            ]
-        if path.exists() or path.is_symlink():
-            kind = "a file" if path.exists() else "a link to nothing"
-            return [
-                f"run_folder: {path} is {kind}, not a folder; move it away, or name another folder"
-            ]
-    return []
+    every = (folder / "checkpoints", folder, *folder.absolute().parents)
+    there = [path for path in every if path.exists() or path.is_symlink()]
+    if not there[0].is_dir():
+        kind = "a file" if there[0].exists() else "a link to nothing"
+        return [
+            f"run_folder: {there[0]} is {kind}, not a folder; move it away, or name another folder"
+        ]
+    written = [path for path in every[:2] if path in there] or there[:1]
+    return [
+        f"run_folder: {path} may not be written to (permissions, or a file system that is "
+        "read-only); mend it, or name another folder"
+        for path in written
+        if not os.access(path, os.W_OK | os.X_OK)
+    ]
 
 
 def _source_problems(
