@@ -391,6 +391,7 @@ def test_a_shard_that_arrives_while_room_is_being_made_is_counted(corpora, tmp_p
         source.will_need([(turn + 1) % count, (turn + 2) % count])
         source.document(turn % count, 0)
         peak = max(peak, disk_bytes(tmp_path / "local"))
+    source.close()
     assert limit // 2 < peak <= limit
 
 
