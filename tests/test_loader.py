@@ -314,10 +314,15 @@ def test_a_source_of_nothing_but_empty_documents_is_an_error_not_a_hang():
 def test_empty_documents_are_counted():
     source = FakeSource("web", ((0, 20) * 50,))
     config, opener = one_source(source)
-    states = list(islice(make_loader(config, open_source=opener), 20))[-1].state.lanes.values()
-    counted = sum(state.cursors[0].empty_documents for state in states)
-    read = sum(state.cursors[0].document for state in states)
-    assert abs(counted / read - 0.5) < 0.1
+    state = list(islice(make_loader(config, open_source=opener), 20))[-1].state
+    read = sum(lane.cursors[0].document for lane in state.lanes.values())
+    counted = state.passed_over()["web"]
+    assert abs(counted["empty"] / read - 0.5) < 0.1
+    assert counted["unreadable"] == 0
+    (*_, line) = batch_lines(
+        config, BatchConfig(rows=8), TOKENIZER, **(AUDIT | {"open_source": opener}), steps=20
+    )
+    assert line["passed_over"] == {"web": counted}
 
 
 def test_a_token_the_model_does_not_know_is_named():

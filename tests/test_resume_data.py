@@ -64,6 +64,10 @@ def run(state, steps, *, world_size=1, batch=BATCH, config=None, open_source=ope
                 "digests": sorted(zip(numbers, digests, strict=True)),
                 "tokens": sum(share.tokens for share in shares),
                 "source_tokens": per_source,
+                "source_epochs": {
+                    name: max(share.source_epochs[name] for share in shares)
+                    for name in shares[0].source_epochs
+                },
             }
         )
         merged = merge_states(

@@ -11,7 +11,7 @@ from tessera.data.config import BatchConfig, DataConfig
 from tessera.data.digest import batch_digest, digest_sum
 from tessera.data.loader import Loader
 from tessera.data.sources import OpenSource, open_source
-from tessera.data.state import LoaderState
+from tessera.data.state import LoaderState, merge_states
 from tessera.data.tokenizer import Tokenizer
 
 
@@ -60,12 +60,14 @@ def batch_lines(
         for rank in range(world_size)
     ]
     sources = loaders[0].sources
+    so_far = merge_states(loader.start for loader in loaders)
     for shares in islice(zip(*(loader.steps() for loader in loaders), strict=True), steps):
         step, rows_before, global_rows, _ = shares[0]
         rows = sorted((row for *_, mine in shares for row in mine), key=lambda row: row.number)
         counts = np.sum([row.source_tokens for row in rows], axis=0).tolist()
-        epochs = np.max([row.source_epochs for row in rows], axis=0).tolist()
         tokens = sum(row.tokens for row in rows)
+        so_far = replace(so_far, lanes=so_far.lanes | {row.lane: row.state for row in rows})
+        epochs = np.max([loaders[0].epochs(*lane) for lane in so_far.lanes.items()], axis=0)
         line = {
             "step": step,
             "rows": global_rows,
@@ -75,7 +77,8 @@ def batch_lines(
             "documents": sum(row.documents for row in rows),
             "fill": round(tokens / (global_rows * config.row_tokens), 6),
             "source_tokens": dict(zip(sources, counts, strict=True)),
-            "source_epochs": dict(zip(sources, epochs, strict=True)),
+            "source_epochs": dict(zip(sources, epochs.tolist(), strict=True)),
+            "passed_over": so_far.passed_over(),
             "digest": batch_digest(digest_sum(np.stack([row.digest for row in rows]))),
         }
         if with_ids:

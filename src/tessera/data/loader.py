@@ -13,6 +13,7 @@ from tessera.batch import PackedBatch, RankBatch
 from tessera.data.batch_size import BatchPlan, check_world_size
 from tessera.data.batches import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
+from tessera.data.lane import LaneState
 from tessera.data.masking import rate_for_shapes
 from tessera.data.pieces import Cut, PieceId
 from tessera.data.production import Recipe, make_rows
@@ -44,6 +45,13 @@ class Loader:
 
     Rank d hosts the lanes k with `k % world_size == d`; every global batch takes as many rows from
     each rank. Which rows a global batch holds depends on neither ranks, workers nor microbatches.
+
+    Attributes:
+        sources: Names of the sources that are read.
+        streams: The sources as a lane reads them.
+        start: Where this rank's lanes stand before the first batch.
+        plan: The sizes of the global batches.
+        fingerprint: What the rows depend on beside the lanes' states.
     """
 
     def __init__(
@@ -95,17 +103,17 @@ class Loader:
             warn_of_small_cache(config, reader, lanes)
         if state is None:
             first = {lane: self._recipe.first_state(lane) for lane in lanes}
-            self._start = LoaderState(self.fingerprint, 0, 0, self.sources, first)
+            self.start = LoaderState(self.fingerprint, 0, 0, self.sources, first)
         else:
             check_fingerprint(state.fingerprint, self.fingerprint, config.allow_changed)
             state = continued(state, self.fingerprint, self.sources, self._recipe.first_state)
-            self._start = replace(state, lanes={lane: state.lanes[lane] for lane in lanes})
+            self.start = replace(state, lanes={lane: state.lanes[lane] for lane in lanes})
 
     def __iter__(self) -> Generator[RankBatch, None, None]:
         """The batches from the state given at the beginning."""
         shapes = Shapes(self._config.row_tokens, self._config.max_seq_len)
-        lanes = dict(self._start.lanes)
-        epochs: dict[int, tuple[int, ...]] = {}
+        lanes = dict(self.start.lanes)
+        epochs = {lane: self.epochs(lane, state) for lane, state in lanes.items()}
         steps = self.steps()
 
         def by_source(
@@ -117,7 +125,7 @@ class Loader:
             begin = time.perf_counter()
             step, rows_before, global_rows, rows = next(steps)
             lanes |= {row.lane: row.state for row in rows}
-            epochs |= {row.lane: row.source_epochs for row in rows}
+            epochs |= {row.lane: self.epochs(row.lane, row.state) for row in rows}
             after = LoaderState(
                 self.fingerprint, step + 1, rows_before + global_rows, self.sources, dict(lanes)
             )
@@ -141,7 +149,7 @@ class Loader:
             The step; the rows of all global batches before it; the rows of its global batch; those
             that are this rank's.
         """
-        start, world_size = self._start, self._world_size
+        start, world_size = self.start, self._world_size
         first_slot = start.rows + (self._rank - start.rows) % world_size
         slots = {"first_slot": first_slot, "stride": world_size}
         if self._config.workers:
@@ -154,6 +162,13 @@ class Loader:
             mine = [next(rows) for _ in range(global_rows // world_size)]
             yield step, rows_before, global_rows, mine
             rows_before += global_rows
+
+    def epochs(self, lane: int, state: LaneState) -> tuple[int, ...]:
+        """The epoch that a lane has reached in each source."""
+        return tuple(
+            stream.epoch(cursor)
+            for stream, cursor in zip(self.streams(lane), state.cursors, strict=True)
+        )
 
     def state_after(self, batch: RankBatch) -> LoaderState:
         """This rank's share of the state after a batch; `merge_states` joins those of all ranks."""

@@ -34,8 +34,6 @@ class Row:
     """Segments that are not padding."""
     source_tokens: tuple[int, ...]
     """Slots of each source."""
-    source_epochs: tuple[int, ...]
-    """The epoch each source has reached in this lane."""
     digest: np.ndarray
     """(4,) int64: see `tessera.data.digest`."""
     state: LaneState
@@ -112,9 +110,6 @@ def make_row(
         tokens=tokens,
         documents=len(pieces),
         source_tokens=tuple(source_tokens),
-        source_epochs=tuple(
-            stream.epoch(cursor) for stream, cursor in zip(streams, state.cursors, strict=True)
-        ),
         digest=row_digest(number, ends, masked, positions, labels),
         state=state,
         pieces=tuple(piece.id for piece in pieces),

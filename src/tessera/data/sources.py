@@ -164,6 +164,7 @@ def lane_streams(
             key=(*key, group),
         )
 
+    @cache
     def streams(lane: int) -> list[Stream]:
         found = []
         for number, reader in enumerate(readers):

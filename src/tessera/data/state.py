@@ -56,6 +56,16 @@ class LoaderState:
             "lanes": {str(lane): state.to_json() for lane, state in sorted(self.lanes.items())},
         }
 
+    def passed_over(self) -> dict[str, dict[str, int]]:
+        """Per source, how many empty and how many unreadable documents these lanes have met."""
+        return {
+            name: {
+                "empty": sum(lane.cursors[n].empty_documents for lane in self.lanes.values()),
+                "unreadable": sum(lane.cursors[n].bad_documents for lane in self.lanes.values()),
+            }
+            for n, name in enumerate(self.sources)
+        }
+
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "LoaderState":
         """The inverse of `to_json`."""
