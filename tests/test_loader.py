@@ -439,10 +439,21 @@ def wait_until(happened, seconds=20):
     return happened()
 
 
-def test_a_worker_that_is_killed_is_reported():
+def workers_of(pid):
+    return {child for child in children(pid) if b"tessera.data.workers" in cmdline(child)}
+
+
+@pytest.fixture
+def own_workers():
+    """A function: the workers that this test started and that are alive; not those of others."""
+    before = workers_of(os.getpid())
+    return lambda: workers_of(os.getpid()) - before
+
+
+def test_a_worker_that_is_killed_is_reported(own_workers):
     batches = iter(make_loader(data_config(workers=1)))
     next(batches)
-    (worker,) = [pid for pid in children(os.getpid()) if b"workers" in cmdline(pid)]
+    (worker,) = own_workers()
     os.kill(worker, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"worker 0 .* \(killed by signal 9\).* out of memory"):
         for _ in range(1000):
@@ -476,18 +487,19 @@ def test_workers_end_when_their_trainer_is_killed(opener, seconds):
     script = TRAINER.format(path=sys.path, opener=opener, seconds=seconds)
     trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert trainer.stdout.readline() == b"ready\n"
-    workers = [pid for pid in children(trainer.pid) if b"workers" in cmdline(pid)]
+    workers = workers_of(trainer.pid)
     assert len(workers) == 2
     trainer.kill()
     trainer.wait()
     assert wait_until(lambda: not any(b"workers" in cmdline(pid) for pid in workers))
 
 
-def test_no_process_is_left_when_the_batches_are_let_go():
+def test_no_process_is_left_when_the_batches_are_let_go(own_workers):
     batches = iter(make_loader(data_config(workers=2)))
     next(batches)
+    assert len(own_workers()) == 2
     batches.close()
-    assert not [pid for pid in children(os.getpid()) if b"workers" in cmdline(pid)]
+    assert not own_workers()
 
 
 def test_states_of_ranks_merge_into_the_state_of_one():

@@ -104,6 +104,17 @@ def test_resuming_after_any_batch_changes_nothing(uninterrupted, stop, world_siz
     assert states_again == states[stop : stop + steps]
 
 
+def test_epochs_are_those_of_all_lanes_even_in_the_first_batch_after_a_resume():
+    """A batch of 2 rows comes from 2 of the 8 lanes, which need not be the furthest ones."""
+    batches, states = run(None, 16, batch=BatchConfig(rows=2))
+    epochs = [batch["source_epochs"]["code"] for batch in batches]
+    assert epochs == sorted(epochs) and epochs[-1] > 1
+    for stop in range(1, 16):
+        state = LoaderState.from_json(json.loads(states[stop - 1]))
+        (first,), _ = run(state, 1, batch=BatchConfig(rows=2))
+        assert first == batches[stop]
+
+
 def test_a_state_saved_by_many_ranks_serves_one(uninterrupted):
     batches, states = uninterrupted
     _, by_four = run(None, 10, world_size=4)
