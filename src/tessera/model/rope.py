@@ -47,6 +47,8 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         q, k, v = qkv.unbind(1)
+        if not _in_place(qkv, cos):
+            return _turned(q, cos, sin), _turned(k, cos, sin), v
         turned_q, turned_k = torch.empty_like(q), torch.empty_like(k)
         _turn_into(turned_q, q, cos, sin)
         _turn_into(turned_k, k, cos, sin)
@@ -56,6 +58,9 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
+        if not _in_place(d_v, cos):
+            turned = _turned(d_q, cos, -sin), _turned(d_k, cos, -sin)
+            return torch.stack((*turned, d_v), dim=1), None, None
         d_qkv = d_v.new_empty(d_v.size(0), 3, *d_v.shape[1:])
         _turn_into(d_qkv[:, 0], d_q, cos, -sin)
         _turn_into(d_qkv[:, 1], d_k, cos, -sin)
@@ -63,13 +68,21 @@ class _Rotate(torch.autograd.Function):
         return d_qkv, None, None
 
 
+def _in_place(x: Tensor, cos: Tensor) -> bool:
+    """Whether writing into slices saves copies: a compiler makes one kernel of pure functions."""
+    return x.dtype == cos.dtype and not torch.compiler.is_compiling()
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    halves = x.to(cos.dtype).unflatten(-1, (2, -1))  # (T, H, D) -> (T, H, 2, D/2)
+    signed = torch.stack((-sin, sin), dim=1).unsqueeze(1)  # (T, D/2) -> (T, 1, 2, D/2)
+    turned = halves * cos[:, None, None] + halves.flip(-2) * signed
+    return turned.flatten(-2).to(x.dtype)  # half precision is rounded last
+
+
 def _turn_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (T, D/2) -> (T, 1, D/2)
-    left, right = x.to(cos.dtype).chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    left, right = x.chunk(2, dim=-1)
     to_left, to_right = out.chunk(2, dim=-1)
-    if out.dtype == cos.dtype and not torch.compiler.is_compiling():
-        torch.mul(left, cos, out=to_left).addcmul_(right, sin, value=-1)
-        torch.mul(right, cos, out=to_right).addcmul_(left, sin)
-    else:  # half precision is rounded last; a compiler fuses the copies away
-        to_left.copy_(torch.mul(left, cos).addcmul_(right, sin, value=-1))
-        to_right.copy_(torch.mul(right, cos).addcmul_(left, sin))
+    torch.mul(left, cos, out=to_left).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=to_right).addcmul_(left, sin)
