@@ -9,6 +9,9 @@ import pytest
 import tiny_run
 import torch
 
+from tessera.checkpoints import load_model
+from tessera.checkpoints.huggingface import export
+from tessera.checkpoints.reader import read_checkpoint
 from tessera.training import folder as files
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,12 @@ def test_sharded_training_is_the_same_training(corpus, alone, tmp_path):
     assert_same_data_and_nearly_same_losses(resumed, alone)
     last = [tiny_run.metrics(folder)[-1]["loss"] for folder in (sharded, resumed)]
     assert last[0] == last[1]
+
+    exported = export(read_checkpoint(sharded), tmp_path / "model")  # compares logits itself
+    weights = [load_model(path).state_dict() for path in (exported, sharded, alone)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+        assert torch.allclose(weight, weights[2][name], atol=2e-3), name
 
     whole = halfway(sharded, tmp_path / "whole")
     assert tiny_run.train(tiny_run.settings(corpus, whole, **RUN)) == 0

@@ -413,14 +413,50 @@ def test_gradients_are_clipped_to_the_norm_asked_for(corpus, tmp_path):
     assert norms[0.01] == pytest.approx(0.01, rel=1e-4)
 
 
-def test_activation_checkpointing_changes_nothing(corpus, tmp_path):
-    for on in (False, True):
-        plain = tiny_run.settings(
-            corpus, tmp_path / str(on), duration="3ba", compute__activation_checkpointing=on
-        )
+def test_activation_checkpointing_changes_nothing(corpus, tmp_path, monkeypatch):
+    from tessera.model import modernbert
+
+    again = []
+    checkpoint = modernbert.checkpoint
+    monkeypatch.setattr(
+        modernbert,
+        "checkpoint",
+        lambda layer, *rest, **how: again.append(layer) or checkpoint(layer, *rest, **how),
+    )
+    found = {}
+    for name, layers in {"none": False, "all": True, "second": [1]}.items():
+        again.clear()
+        changes = {"compute__activation_checkpointing": layers}
+        plain = tiny_run.settings(corpus, tmp_path / name, duration="3ba", **changes)
+        assert plain["model"].get("attention_output_dropout", 0.1) > 0
         assert tiny_run.train(plain) == 0
-    one, other = (tiny_run.untimed(tiny_run.metrics(tmp_path / str(on))) for on in (False, True))
-    assert one == other
+        microbatches = 3 * 2
+        assert len(again) == {"none": 0, "all": 2, "second": 1}[name] * microbatches
+        found[name] = tiny_run.untimed(tiny_run.metrics(tmp_path / name))
+    assert found["none"] == found["all"] == found["second"]
+
+
+def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
+    """What is known of it where no process can try it: see test_ranks.py for where one can."""
+    from tessera.config import decode
+    from tessera.model.modernbert import ModernBertForMaskedLM
+    from tessera.training.building import parallelism
+    from tessera.training.config import RunConfig
+
+    plain = tiny_run.settings(tmp_path, tmp_path / "run", compute__sharding="fsdp")
+    config = decode(RunConfig, plain, "test")
+    with torch.device("meta"):
+        encoder = ModernBertForMaskedLM(config.model)
+    chosen = parallelism(config, encoder)
+    assert chosen.fsdp2.state_dict_type == "full", "a checkpoint is whole, whoever reads it"
+    units = [module for module in encoder.modules() if encoder.fsdp_wrap_fn(module)]
+    assert units == list(encoder.model.layers)
+    inside = {id(weight) for unit in units for weight in unit.parameters()}
+    assert id(encoder.decoder.weight) == id(encoder.model.embeddings.tok_embeddings.weight)
+    assert id(encoder.decoder.weight) not in inside
+
+    plain["compute"]["sharding"] = "none"
+    assert parallelism(decode(RunConfig, plain, "test"), encoder) is None
 
 
 def test_the_watchdog_shows_where_a_step_hangs(corpus, tmp_path):

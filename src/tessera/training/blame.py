@@ -40,7 +40,9 @@ def settle(folder: Path, error: Exception) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = _other(folder)
     line = (str(error).strip().splitlines() or ["no message"])[0]
-    if first is None:
+    if first is None and "timed out" in line.lower():
+        text = f"another rank did not answer in time; {folder}/stacks-rank*.txt say where ({line})"
+    elif first is None:
         text = f"another rank is gone without a word; was it killed, or out of memory? ({line})"
     else:
         text = f"rank {first[0]} failed:\n{first[1]}"
