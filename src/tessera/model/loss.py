@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from tessera.batch import IGNORED
 
-_CHUNK_LOGITS = 2**27
-"""Logits held at a time, at most: half a gigabyte of float32."""
+_CHUNK_LOGITS = 2**28
+"""Logits held at a time, at most: half a gigabyte of bfloat16, and as much for their gradient."""
 _CHUNK_LOGITS_ON_CPU = 2**22
 """Few enough to stay near the cores between one pass over them and the next."""
 
@@ -61,8 +61,8 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The chunk's loss, and its gradient with respect to the logits of the tokens counted.
 
-    The gradient of tokens that do not count is left as if they did: the caller drops it where it
-    is small.
+    The gradient, rounded to the logits' type last, is left as if every token counted: the caller
+    drops those that do not where they are small.
     """
     labels = labels.clamp(min=0).unsqueeze(1)
     log_shares = logits.float().log_softmax(1)
@@ -73,7 +73,8 @@ def _loss_and_gradient(
         log_z = logits.gather(1, labels).float() - label_log_shares
         losses += z_loss * log_z.square()
         gradient *= 1 + 2 * z_loss * log_z
-    gradient.scatter_(1, labels, gradient.gather(1, labels) - 1)
+    of_labels = gradient.gather(1, labels) - 1
+    gradient = gradient.to(logits.dtype).scatter_(1, labels, of_labels.to(logits.dtype))
     return losses.squeeze(1).where(counted, 0.0).sum(), gradient
 
 
@@ -111,7 +112,6 @@ class _ChunkedLoss(torch.autograd.Function):
                 continue
             d_hidden, d_weight, d_bias = gradients
             shares = counted.to(dtype)
-            gradient = gradient.to(dtype)
             torch.mm(gradient, cast_weight, out=d_hidden[part]).mul_(shares.unsqueeze(1))
             inputs = hidden[part] * shares.unsqueeze(1)
             if dtype == weight.dtype:
