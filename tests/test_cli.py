@@ -1,6 +1,7 @@
 """The command line as scripts see it: what it prints, and with which status it ends."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -67,6 +68,33 @@ def test_check_reports_all_that_the_files_say_is_wrong(corpus, tmp_path, capsys)
     ):
         assert expected in said
     assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_not_as_the_index_says_are_named_before_training(corpus, tmp_path, capsys):
+    local = tmp_path / "corpus"
+    shutil.copytree(corpus, local)
+    index = json.loads((local / "web/train/index.json").read_text())
+    first = local / "web/train" / index["shards"][0]["raw_data"]["basename"]
+    first.unlink()
+    (validation,) = (local / "code/validation").glob("*.mds")
+    os.truncate(validation, 100)
+    yaml_path = write_yaml(tmp_path / "a.yaml", settings(local, tmp_path / "run"))
+    said = refused(capsys, "check", yaml_path)
+    assert f"train_data.sources.web: {first.parent}: 1 of the" in said
+    assert f"do not exist: {first.name}; copy them again" in said
+    assert f"have another size: {validation.name} (100 bytes instead of" in said
+    assert said.count("train_data.sources.") == 2
+    capsys.readouterr()
+    assert main(["check", str(yaml_path), "train_data.on_bad_shard=skip"]) == 0
+
+
+def test_a_wrong_tokenizer_is_said_once_a_source(corpus, tmp_path, capsys):
+    local = tmp_path / "corpus"
+    shutil.copytree(corpus, local)
+    for summary in local.glob("web/*/tessera.json"):
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "tokenizer": "another"}))
+    yaml_path = write_yaml(tmp_path / "a.yaml", settings(local, tmp_path / "run"))
+    assert refused(capsys, "check", yaml_path).count("made with another tokenizer") == 1
 
 
 @pytest.mark.parametrize(

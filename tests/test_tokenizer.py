@@ -1,4 +1,5 @@
 import json
+import urllib.request
 
 import numpy as np
 import pytest
@@ -236,3 +237,22 @@ def test_roles_that_only_transformers_class_knows_are_found(tmp_path):
     folder = save(word_piece(), tmp_path / "t")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     assert load_tokenizer(folder).mask_id == SPECIAL.index("[MASK]")
+
+
+def test_an_id_while_offline_is_asked_for_once_and_answered_at_once(monkeypatch, capfd, caplog):
+    from huggingface_hub import constants
+
+    asked, ask = [], urllib.request.urlopen
+
+    def counted(request, timeout):
+        asked.append(timeout)
+        return ask(request, timeout=timeout)
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(urllib.request, "urlopen", counted)
+    with pytest.raises(ValueError, match="no folder here.*Hub did not answer.*hf download") as said:
+        load_tokenizer("nobody/nothing")
+    assert "\n" not in str(said.value)
+    assert len(asked) == 1 and asked[0] <= 5
+    assert "Retry" not in caplog.text + "".join(capfd.readouterr())

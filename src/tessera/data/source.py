@@ -7,6 +7,7 @@ import os
 import resource
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tessera.data.shards import (
 
 log = logging.getLogger(__name__)
 
+_NAMED = 3
+"""How many of many shards a message names."""
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of a process that holds too much, for which no shard is to blame."""
 _SKIP = "to train without such shards, set train_data.on_bad_shard: skip"
@@ -114,6 +117,30 @@ class Source:
     def document_id(self, shard: int, sample: int) -> str:
         """The id that preparation gave to a document; '' if it gave none."""
         return self._shard(shard).document_id(sample)
+
+    def lacking(self) -> str | None:
+        """Which shards of the index a folder without remote lacks; None if all are here, whole.
+
+        Looks at names and sizes only.
+        """
+        gone, altered = [], []
+        for shard in self._index.shards:
+            here = []
+            for file in filter(None, (shard.raw, shard.compressed)):
+                with suppress(FileNotFoundError):
+                    here.append((file, (self.folder / file.basename).stat().st_size))
+            if not here:
+                gone.append((shard.compressed or shard.raw).basename)
+            for file, size in here:
+                if size != file.bytes:
+                    altered.append(f"{file.basename} ({size} bytes instead of {file.bytes})")
+        found = [
+            f"{len(names)} of the {len(self.samples)} shards that its {INDEX} names {what}: "
+            + ", ".join(names[:_NAMED] + ["..."] * (len(names) > _NAMED))
+            for names, what in ((gone, "do not exist"), (altered, "have another size"))
+            if names
+        ]
+        return f"{self.folder}: {'; '.join(found)}" if found else None
 
     def lengths(self, shard: int) -> np.ndarray:
         """(documents of the shard,) int32: tokens of each, read from the headers alone."""

@@ -6,9 +6,12 @@ which token is which, or has no `tokenizer.json`.
 
 import hashlib
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import tokenizers
 from tessera.data.shards import token_dtype
 
 ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
+_HUB_PATIENCE_SECONDS = 5.0
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -126,9 +130,20 @@ def _files_from_transformers(name: str) -> dict[str, str]:
 
     import transformers
 
+    # Where the Hub is out of reach, only its local cache is looked at: transformers would try for
+    # a minute, file by file.
+    silent = None if Path(name).is_dir() else _hub_silence()
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
+        loaded = transformers.AutoTokenizer.from_pretrained(
+            name, use_fast=True, local_files_only=silent is not None
+        )
     except Exception as error:  # transformers raises whatever the Hub or a parser raised
+        if silent is not None:
+            raise ValueError(
+                f"tokenizer {name} is no folder here, and {silent}; correct the path, or download "
+                f"it where there is a network (hf download {name} --local-dir FOLDER), and name "
+                "that folder"
+            ) from error
         raise ValueError(f"tokenizer {name} cannot be loaded: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         loaded.save_pretrained(folder)
@@ -139,6 +154,23 @@ def _files_from_transformers(name: str) -> dict[str, str]:
     named = {role: str(token) for role in ROLES if (token := getattr(loaded, role, None))}
     files["special_tokens_map.json"] = json.dumps(named, indent=2)
     return files
+
+
+def _hub_silence() -> str | None:
+    """Why nothing can be had from the Hugging Face Hub, asked once; None if it answers."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "the Hugging Face Hub is not asked (HF_HUB_OFFLINE)"
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_PATIENCE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None  # an answer, if not a friendly one: transformers will say more
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return f"the Hugging Face Hub did not answer ({constants.ENDPOINT}: {reason})"
+    return None
 
 
 def _special_tokens(files: dict[str, Any], name: str) -> dict[str, str]:

@@ -41,14 +41,17 @@ def examine(config: RunConfig, world_size: int) -> Findings:
             f"tokens of {config.tokenizer}; use {-(-tokenizer.size // 64) * 64}"
         )
     elsewhere = config.evaluation.sources
+    whole = config.train_data.on_bad_shard == "stop"
     for name, source in config.train_data.sources.items():
         if source.weight > 0:
             splits = [source.split, source.validation_split if elsewhere is None else None]
             key = f"train_data.sources.{name}"
-            found += _source_problems(key, name, source, splits, tokenizer)
+            found += _source_problems(key, name, source, splits, tokenizer, whole=whole)
     for name, source in (elsewhere or {}).items():
         key = f"evaluation.sources.{name}"
-        found += _source_problems(key, name, source, [source.validation_split], tokenizer)
+        found += _source_problems(
+            key, name, source, [source.validation_split], tokenizer, whole=whole
+        )
     for key, path in _origins(config).items():
         origin = _examine_origin(key, path, config, tokenizer)
         found += origin.problems
@@ -80,7 +83,10 @@ def _source_problems(
     source: SourceConfig,
     splits: list[str | None],
     tokenizer: Tokenizer | None,
+    *,
+    whole: bool,
 ) -> list[str]:
+    """What keeps a source from being read; `whole`: without shards that could be passed over."""
     from tessera.data.source import Source
 
     if source.remote is not None:
@@ -100,6 +106,9 @@ def _source_problems(
                 f"{key}: the shards in {opened.folder} were made with another tokenizer than "
                 f"{tokenizer.name}; name the tokenizer they were made with, or prepare them again"
             )
+            break  # the other split's would say it again
+        elif whole and (lacking := opened.lacking()):
+            found.append(f"{key}: {lacking}; copy them again, or name the remote they are at")
     return found
 
 
