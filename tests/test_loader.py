@@ -185,7 +185,7 @@ def test_masks_are_those_of_the_rows_number():
 def test_shapes_repeat():
     batch = BatchConfig(rows=8, microbatch_rows=4)
     shapes = Counter(
-        (len(m.cu_seqlens), len(m.masked_positions))
+        (len(m.input_ids), len(m.masked_positions))
         for got in islice(make_loader(batch=batch), 60)
         for m in got.microbatches
     )

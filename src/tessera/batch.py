@@ -20,9 +20,9 @@ class PackedBatch:
 
     Segments are documents (or pieces of one), each `[CLS] ... [SEP]`. The unfilled tail of a row
     is one more segment of padding tokens (several, if longer than `max_seqlen`), so every slot
-    belongs to exactly one segment. `cu_seqlens`, `masked_positions` and `masked_labels` are padded
-    to a length that repeats from batch to batch, so that a compiler sees static shapes:
-    `cu_seqlens` with `T` (empty segments), positions with 0 and their labels with `IGNORED`.
+    belongs to exactly one segment. `masked_positions` and `masked_labels` are padded to a length
+    that repeats from batch to batch, so that a compiler sees static shapes: positions with 0, their
+    labels with `IGNORED`. The number of segments is what it is.
     """
 
     input_ids: Tensor

@@ -76,10 +76,8 @@ CONFIG = ModelConfig(
 
 def step(model, row, tokens=2048):
     generator = torch.Generator().manual_seed(row)
-    cuts = torch.randperm(tokens - 1, generator=generator)[: 6 + row % 5].sort().values + 1
-    cu_seqlens = torch.full((64,), tokens, dtype=torch.int32)
-    cu_seqlens[0] = 0
-    cu_seqlens[1 : len(cuts) + 1] = cuts
+    cuts = torch.randperm(tokens - 1, generator=generator)[: 7 * row].sort().values + 1
+    cu_seqlens = torch.tensor([0, *cuts.tolist(), tokens], dtype=torch.int32)
     ids = torch.randint(0, 1024, (tokens,), generator=generator)
     positions = torch.randperm(tokens, generator=generator)[:640].sort().values
     labels = ids[positions].clone()

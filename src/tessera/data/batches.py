@@ -11,28 +11,22 @@ from torch import Tensor
 from tessera.batch import IGNORED, PackedBatch
 from tessera.data.rows import Row
 
-_USUAL_SEGMENT_TOKENS = 64
 _DEVIATIONS = 4
 _SLOTS_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """The padded lengths of a microbatch, so that a compiler sees few shapes.
-
-    A batch with more segments or predictions than usual gets the next multiple.
-    """
+    """The padded lengths of a microbatch, so that a compiler sees few shapes."""
 
     row_tokens: int
     max_seq_len: int
 
-    def segments(self, rows: int, needed: int) -> int:
-        """Length of `cu_seqlens`, for `needed` segments: usual if they average 64 tokens."""
-        usual = ceil(rows * self.row_tokens / _USUAL_SEGMENT_TOKENS)
-        return 1 + usual * max(1, ceil(needed / usual))
-
     def predictions(self, rows: int, rate: float, needed: int) -> int:
-        """Length of `masked_positions`: usual up to 4 standard deviations above the mean."""
+        """Length of `masked_positions`: usual up to 4 standard deviations above the mean.
+
+        A batch with more gets the next multiple.
+        """
         slots = rows * self.row_tokens
         usual = rate * slots + _DEVIATIONS * sqrt(rate * (1 - rate) * slots)
         usual = ceil(usual / _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
@@ -49,11 +43,7 @@ def packed_batch(rows: Sequence[Row], shapes: Shapes, rate: float) -> PackedBatc
         rate: The masking rate that the number of prediction slots is made for.
     """
     starts = np.arange(len(rows), dtype=np.int64) * shapes.row_tokens
-    slots = len(rows) * shapes.row_tokens
-    ends = np.concatenate([row.ends + start for row, start in zip(rows, starts, strict=True)])
-    cu_seqlens = np.full(shapes.segments(len(rows), len(ends)), slots, np.int32)
-    cu_seqlens[0] = 0
-    cu_seqlens[1 : len(ends) + 1] = ends
+    ends = [row.ends + start for row, start in zip(rows, starts, strict=True)]
 
     masked_tokens = sum(len(row.positions) for row in rows)
     predictions = shapes.predictions(len(rows), rate, masked_tokens)
@@ -67,7 +57,7 @@ def packed_batch(rows: Sequence[Row], shapes: Shapes, rate: float) -> PackedBatc
         filled = here.stop
     return PackedBatch(
         input_ids=_tensor(np.concatenate([row.ids for row in rows])),
-        cu_seqlens=torch.from_numpy(cu_seqlens),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], *ends], dtype=np.int32)),
         max_seqlen=shapes.max_seq_len,
         masked_positions=_tensor(positions),
         masked_labels=_tensor(labels),

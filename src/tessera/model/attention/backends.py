@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tessera.model.attention import flash, flex, sdpa
-from tessera.model.attention.packing import Packing
+from tessera.model.attention.packing import Packing, any_number
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,12 @@ def prepare(
         windows: those that `attend` will be called with.
     """
     prepared = {w: BACKENDS[backend].prepare(cu_seqlens, tokens, w) for w in windows}
-    return Packing(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, backend=backend, prepared=prepared)
+    return Packing(
+        cu_seqlens=any_number(cu_seqlens),
+        max_seqlen=max_seqlen,
+        backend=backend,
+        prepared=prepared,
+    )
 
 
 @cache

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 
+def any_number(cu_seqlens: Tensor) -> Tensor:
+    """The same boundaries, of which compiled code takes as many as come.
+
+    Rows differ in their number of documents. Padding it to a common one would cost: kernels start
+    a block for every document and every tile of the longest, those of empty documents in vain.
+    """
+    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+    return cu_seqlens
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packing:
     """The documents of one flat sequence, and the backend that will attend within them."""

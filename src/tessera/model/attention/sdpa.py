@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tessera.model.attention.packing import Packing
+from tessera.model.attention.packing import Packing, any_number
 
 _BLOCK = 64
 """Queries of a windowed block, at least: fewer compute less in vain, more make fuller kernels."""
@@ -35,7 +35,7 @@ def missing(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
 
 def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
     """The documents' boundaries on the host: the one sync this backend needs on a GPU."""
-    return cu_seqlens.cpu()
+    return any_number(cu_seqlens.cpu())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
