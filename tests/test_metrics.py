@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+import time
 
 import pytest
 import tiny_run
@@ -283,7 +284,11 @@ def test_a_wandb_that_cannot_even_begin_does_not_stop_training(
 def test_wandb_works_offline(corpus, tmp_path):
     folder = tmp_path / "run"
     chosen = {"logging__wandb": {"project": "p", "mode": "offline"}}
-    plain = tiny_run.settings(corpus, folder, duration="3ba", **chosen)
-    assert tiny_run.train(plain) == 0
+    for steps in (3, 5):
+        plain = tiny_run.settings(corpus, folder, duration=f"{steps}ba", **chosen)
+        assert tiny_run.train(plain) == 0
+        time.sleep(1.1)  # the folders are told apart by the second they were made in
     (run_id,) = (folder / "wandb_id").read_text().split()
-    assert list((folder / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    left = list((folder / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(left) == 2, "of the same run, one for each start"
+    assert os.environ["WANDB_FINISH_TIMEOUT"], "a service out of reach is not waited for"

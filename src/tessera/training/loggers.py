@@ -1,5 +1,6 @@
 """Weights & Biases and TensorBoard beside `metrics.jsonl`. Trouble with them never stops a run."""
 
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,6 +63,9 @@ def _wandb(config: RunConfig) -> Logger:
 
     chosen = config.logging.wandb
     assert chosen is not None
+    # At the end of a run, a service out of reach would be waited for without end; as a variable,
+    # because older versions refuse a setting that they do not know.
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
     run = wandb.init(
         project=chosen.project,
         entity=chosen.entity,
