@@ -88,13 +88,10 @@ def attend_torch_varlen(
     as has who asks for deterministic algorithms.
     """
     ends, longest = packing.cu_seqlens, packing.max_seqlen
-    if torch.are_deterministic_algorithms_enabled() or not _varlen_takes_windows():
+    if torch.are_deterministic_algorithms_enabled() or _varlen_attn is None:
         return _flash(q, k, v, ends, longest, _reach(window), "aten")[0]
-    from torch.nn.attention.varlen import varlen_attn
-
     both = (_reach(window), _reach(window))
-    function: Any = varlen_attn
-    return function(q, k, v, ends, ends, longest, longest, window_size=both)
+    return _varlen_attn(q, k, v, ends, ends, longest, longest, window_size=both)
 
 
 def _call_varlen(
@@ -119,13 +116,16 @@ def _reach(window: int | None) -> int:
     return -1 if window is None else window
 
 
-@cache
-def _varlen_takes_windows() -> bool:
+def _varlen_attn_with_windows() -> Any:
+    """What torch itself offers, or None if this torch has none that takes a window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return "window_size" in inspect.signature(varlen_attn).parameters
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+_varlen_attn = _varlen_attn_with_windows()
 
 
 # ---- kernels without an operator of their own
