@@ -166,6 +166,17 @@ def test_settings_that_may_change_are_those_of_the_new_yaml(corpus, undisturbed,
     assert {r["weight_decay"] for r in tiny_run.metrics(folder)[4:]} == {3e-6}
 
 
+def test_moments_that_another_optimizer_left_are_said_to_be_lost(
+    corpus, undisturbed, tmp_path, capsys
+):
+    folder = interrupted(undisturbed, tmp_path / "run", 4)
+    other = {"optimizer": {"name": "adamw", "lr": 0.002}}
+    assert tiny_run.train(tiny_run.settings(corpus, folder, **{**WHOLE_RUN, **other})) == 0
+    said = capsys.readouterr().out
+    assert "(weights alone: it holds no state of AdamW (StableAdamW))" in said
+    assert "changed since: optimizer.name: stable_adamw -> adamw" in said
+
+
 def test_two_runs_do_not_share_a_folder(corpus, undisturbed, tmp_path, monkeypatch):
     folder = interrupted(undisturbed, tmp_path / "run", 4)
     # These locks are a process's, so another process has to hold one.

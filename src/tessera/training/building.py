@@ -261,9 +261,12 @@ def _begin(
         f"{config.duration.unit}, in {config.run_folder}"
     )
     if saved is not None:
-        restore.resume(state, logger, saved)
+        carried = restore.resume(state, logger, saved)
         steps, tokens = saved.progress["steps"], amount_of(saved.progress["tokens"])
-        say(f"{config.name}: resumes from {saved.path.name}, after {steps} steps, {tokens} tokens")
+        say(
+            f"{config.name}: resumes from {saved.path.name} ({carried}), after {steps} steps, "
+            f"{tokens} tokens"
+        )
         for change in changes:
             say(f"{config.name}: changed since: {change}")
     elif config.start_from is not None:

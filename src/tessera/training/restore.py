@@ -19,18 +19,21 @@ PREFIX = "model."
 """What Composer's names have before ours."""
 
 
-def resume(state: State, logger: Logger, saved: Saved) -> None:
+def resume(state: State, logger: Logger, saved: Saved) -> str:
     """Continue a phase: weights, moments and clock of its checkpoint, settings of its YAML.
 
     Args:
         state: Composer's, of a fresh Trainer.
         logger: Composer's.
         saved: the checkpoint.
+
+    Returns:
+        What was carried over, in words.
     """
     state.load_model_state(saved.state, logger, strict=True)
-    name, stored = next(iter(saved.state["optimizers"].items()))
-    load_moments(state, name, stored["state"], stored["param_groups"])
     state.timestamp.load_state_dict(saved.state["timestamp"]["Timestamp"])
+    name, stored = next(iter(saved.state["optimizers"].items()))
+    return load_moments(state, name, stored["state"], stored["param_groups"])
 
 
 def start(
@@ -49,24 +52,20 @@ def start(
     state.load_model_state({"model": weights}, logger, strict=True)
     if not optimizer:
         return "weights alone, as start_from.optimizer says"
-    own = type(state.optimizers[0]).__qualname__
-    if checkpoint.optimizer is None or checkpoint.optimizer_name != own:
-        return f"weights alone: it holds no state of {own} ({checkpoint.optimizer_name})"
-    moments = {PREFIX + name: moment for name, moment in checkpoint.optimizer.items()}
+    moments = {PREFIX + name: moment for name, moment in (checkpoint.optimizer or {}).items()}
     groups = [
         {**group, "params": [PREFIX + name for name in group["params"]]}
         for group in checkpoint.hyperparameters
     ]
-    load_moments(state, own, moments, groups)
-    return "weights and optimizer state"
+    return load_moments(state, checkpoint.optimizer_name, moments, groups)
 
 
 def load_moments(
     state: State,
-    name: str,
+    name: str | None,
     moments: dict[str, dict[str, Any]],
     groups: list[dict[str, Any]],
-) -> None:
+) -> str:
     """Give the optimizer another's moments and count of steps, and nothing else of it.
 
     Only what this optimizer would keep itself is taken, so that a checkpoint of a GPU serves on a
@@ -75,13 +74,16 @@ def load_moments(
     Args:
         state: Composer's.
         name: the class of the optimizer that left the moments; another class's are not used.
-        moments: by parameter name.
+        moments: by parameter name; empty if there are none.
         groups: the parameter groups they belong to: `params` (names) and perhaps `step`.
+
+    Returns:
+        What was carried over, in words.
     """
     optimizer = state.optimizers[0]
     own = type(optimizer).__qualname__
-    if name != own:
-        return
+    if name != own or not moments:
+        return f"weights alone: it holds no state of {own} ({name})"
     chosen = settings(optimizer)
     state.get_optim_state_dict()  # fills an optimizer that has made no step
     names = {p: _plain(n) for n, p in state.model.named_parameters()}
@@ -96,6 +98,7 @@ def load_moments(
     continued = [_continued(group, names, steps) for group in optimizer.param_groups]
     state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
     assert settings(optimizer) == chosen, "the settings in force are to be the YAML's"
+    return "weights and optimizer state"
 
 
 def _plain(name: str) -> str:
