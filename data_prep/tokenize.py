@@ -33,7 +33,8 @@ import xxhash
 from tqdm import tqdm
 
 from tessera.data.documents import Columns, Document, Part, cut_into_parts, find_splits, read_part
-from tessera.data.shard_writer import PARTS, publish, write_part
+from tessera.data.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
+from tessera.data.shard_writer import PARTS, has_documents, publish, write_part
 from tessera.data.shards import INDEX, SUMMARY, write_whole
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.quantities import ByteSize
@@ -46,12 +47,12 @@ PLAN = "plan.json"
 class Split:
     """One folder of shards to make."""
 
-    source: str
+    source: Input
     name: str
     folder: Path
     parts: tuple[Part, ...]
     plan: dict[str, Any]
-    """What decides the result; a rerun with another one is refused."""
+    """What decides the result; finished work of another one is not replaced unasked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,11 @@ class Task:
     """(split, share for validation) if documents are assigned to splits by their hash."""
     shard_bytes: int
     compression: str | None
+
+    @property
+    def bytes(self) -> int:
+        """How much of the input it accounts for: what two splits read counts half for each."""
+        return self.part.bytes // (1 if self.chosen is None else 2)
 
 
 def main() -> int:
@@ -90,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     add("input", nargs="*", help="[NAME=]PATH of a source (default: the folders in OUT/text)")
     add("--out", default="data/demo", help="folder for NAME/{train,validation} (%(default)s)")
     add("--tokenizer", help="folder or Hugging Face id (default: OUT/tokenizer)")
-    add("--text-column", default="text", help="column that holds the text (%(default)s)")
+    add("--text-column", action="append", default=[], metavar="COLUMN", help=TEXT_COLUMN_HELP)
     add("--id-column", help="column that holds ids (default: 'id', or the place in the file)")
     add("--validation-share", type=float, default=0.01, help="where inputs name no splits (0.01)")
     add("--shard-size", default="64mb", help="size of a shard, at most (%(default)s)")
@@ -106,23 +112,28 @@ def tokenize(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     tokenizer_name = arguments.tokenizer or str(Path(arguments.out) / "tokenizer")
     tokenizer = load_tokenizer(tokenizer_name)
-    splits = [split for split in plan_splits(arguments, tokenizer) if not is_done(split, arguments)]
-    tasks = [task for split in splits for task in tasks_of(split, arguments)]
-    total_bytes = sum(task.part.bytes for task in tasks)
+    splits = plan_splits(arguments, tokenizer)
+    splits = [split for split in splits if not is_done(split, overwrite=arguments.overwrite)]
+    if not splits:
+        print("nothing to do")
+        return 0
+    for source in {split.source.name: split.source for split in splits}.values():
+        source.check_first_records()
+    for split in splits:
+        begin(split, overwrite=arguments.overwrite)
+    tasks = [task for split in splits for task in tasks_of(split)]
+    total_bytes = sum(task.bytes for task in tasks)
     with tqdm(
-        total=total_bytes,
-        unit="B",
-        unit_scale=True,
-        desc="tokenizing",
-        mininterval=1,
-        disable=not tasks,
+        total=total_bytes, unit="B", unit_scale=True, desc="tokenizing", mininterval=1
     ) as bar:
         for finished_bytes in work_through(tasks, tokenizer_name, arguments.workers):
             bar.update(finished_bytes)
     for split in splits:
+        refuse_nothing(split)
+    for split in splits:
         summary = publish(
             split.folder,
-            [part_folder(split, number) for number in range(len(split.parts))],
+            part_folders(split),
             vocab_size=tokenizer.size,
             tokenizer_fingerprint=tokenizer.fingerprint,
             prepared_from=split.plan,
@@ -144,9 +155,8 @@ def plan_splits(arguments: argparse.Namespace, tokenizer: Tokenizer) -> list[Spl
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")
     part_bytes = size_option(arguments, "part_size")
     splits = []
-    for source, path in named_inputs(arguments).items():
-        files = find_splits(path)
-        root = path if path.is_dir() else path.parent
+    for source in sources(arguments):
+        files, root = find_splits(source.path), source.root
         for name in ("train", "validation") if "" in files else files:
             chosen = files.get("") or files[name]
             parts = cut_into_parts(chosen, root, part_bytes)
@@ -154,14 +164,14 @@ def plan_splits(arguments: argparse.Namespace, tokenizer: Tokenizer) -> list[Spl
             plan = {
                 "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
                 "validation_share": arguments.validation_share if "" in files else None,
-                "text_column": arguments.text_column,
-                "id_column": arguments.id_column,
+                "text_column": source.columns.text,
+                "id_column": source.columns.id,
                 "shard_bytes": size_option(arguments, "shard_size"),
                 "part_bytes": part_bytes,
                 "compression": arguments.compression,
                 "tokenizer": tokenizer.fingerprint,
             }
-            folder = Path(arguments.out) / source / name
+            folder = Path(arguments.out) / source.name / name
             splits.append(
                 Split(source=source, name=name, folder=folder, parts=tuple(parts), plan=plan)
             )
@@ -179,29 +189,28 @@ def size_option(arguments: argparse.Namespace, option: str) -> int:
     return size
 
 
-def named_inputs(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The path of every source, by name."""
+def sources(arguments: argparse.Namespace) -> list[Input]:
+    """The inputs, each with a name that its folder can have."""
     inputs = arguments.input or [str(p) for p in sorted((Path(arguments.out) / "text").glob("*/"))]
     if not inputs:
         raise ValueError(
             f"no input: name sources, or put them into {Path(arguments.out) / 'text'} "
             "(data_prep/harvest.py does so for the demo)"
         )
-    named: dict[str, Path] = {}
-    for text in inputs:
-        name, separator, path = text.rpartition("=")
-        name = name if separator else Path(path).name.split(".")[0]
-        if not name or "/" in name or name in named or name in ("text", "tokenizer"):
+    found = parse_inputs(inputs, arguments.text_column, arguments.id_column)
+    taken = {"", "text", "tokenizer"}
+    for source in found:
+        if source.name in taken or "/" in source.name:
             raise ValueError(
-                f"'{text}': '{name}' cannot name a source: it is taken, or no folder's name; "
-                "write NAME=PATH"
+                f"{source.path}: '{source.name}' cannot name a source: it is taken, or no folder's "
+                "name; write NAME=PATH"
             )
-        named[name] = Path(path)
-    return named
+        taken.add(source.name)
+    return found
 
 
-def is_done(split: Split, arguments: argparse.Namespace) -> bool:
-    """Whether a split is finished; refuses to touch a folder that something else was made into."""
+def is_done(split: Split, *, overwrite: bool) -> bool:
+    """Whether a split is finished; refuses a folder that holds something else. Begins nothing."""
     plan_file = split.folder / PARTS / PLAN
     previous = None
     if (split.folder / INDEX).is_file():
@@ -213,16 +222,38 @@ def is_done(split: Split, arguments: argparse.Namespace) -> bool:
             shutil.rmtree(split.folder / PARTS, ignore_errors=True)
             return True
     elif plan_file.is_file():
-        previous = json.loads(plan_file.read_text())
-    elif split.folder.exists() and any(split.folder.iterdir()):
+        if any(path.is_dir() for path in plan_file.parent.glob("[0-9]" * 6)):
+            previous = json.loads(plan_file.read_text())
+    elif split.folder.exists() and {path.name for path in split.folder.iterdir()} - {PARTS}:
         previous = {}
-    if previous is not None and previous != split.plan:
-        if not arguments.overwrite:
-            raise ValueError(f"{split.folder} {why_refused(previous, split.plan)}")
-        shutil.rmtree(split.folder)
+    if previous not in (None, split.plan) and not overwrite:
+        raise ValueError(f"{split.folder} {why_refused(previous or {}, split.plan)}")
+    return False
+
+
+def begin(split: Split, *, overwrite: bool) -> None:
+    """Make the folder of a split that is not done, or take up what was begun by the same plan."""
+    plan_file = split.folder / PARTS / PLAN
+    begun = json.loads(plan_file.read_text()) if plan_file.is_file() else None
+    old = split.folder if overwrite else split.folder / PARTS
+    if begun != split.plan and old.exists():
+        (split.folder / INDEX).unlink(missing_ok=True)  # first: killed here, nothing looks finished
+        shutil.rmtree(old)
     (split.folder / PARTS).mkdir(parents=True, exist_ok=True)
     write_whole(plan_file, json.dumps(split.plan).encode())
-    return False
+
+
+def refuse_nothing(split: Split) -> None:
+    """Refuse to publish a split without a document, which training would refuse."""
+    if has_documents(part_folders(split)):
+        return
+    share = split.plan["validation_share"]
+    if share is None or split.name == "train":
+        raise ValueError(f"{split.source.path}: no document in it has text for {split.name}")
+    raise ValueError(
+        f"{split.source.path}: none of its documents is for validation; raise --validation-share "
+        f"from {share} (with --overwrite), or name files train... and validation..."
+    )
 
 
 def why_refused(previous: dict[str, Any], plan: dict[str, Any]) -> str:
@@ -239,32 +270,32 @@ def why_refused(previous: dict[str, Any], plan: dict[str, Any]) -> str:
     return f"was prepared with other {', '.join(differing)}; {cure}"
 
 
-def tasks_of(split: Split, arguments: argparse.Namespace) -> list[Task]:
+def tasks_of(split: Split) -> list[Task]:
     """The parts of a split, done or not."""
     share = split.plan["validation_share"]
     return [
         Task(
             part=part,
-            folder=part_folder(split, number),
-            columns=Columns(text=arguments.text_column, id=arguments.id_column),
+            folder=folder,
+            columns=split.source.columns,
             chosen=None if share is None else (split.name, share),
             shard_bytes=split.plan["shard_bytes"],
             compression=split.plan["compression"],
         )
-        for number, part in enumerate(split.parts)
+        for part, folder in zip(split.parts, part_folders(split), strict=True)
     ]
 
 
-def part_folder(split: Split, number: int) -> Path:
-    """Where a part of a split is written before all are joined."""
-    return split.folder / PARTS / f"{number:06}"
+def part_folders(split: Split) -> list[Path]:
+    """Where the parts of a split are written before all are joined."""
+    return [split.folder / PARTS / f"{number:06}" for number in range(len(split.parts))]
 
 
 def describe(split: Split, summary: dict[str, Any]) -> str:
     """One line of statistics."""
     lengths = summary["document_tokens"]
     return (
-        f"{split.source}/{split.name}: {summary['documents']} documents, "
+        f"{split.source.name}/{split.name}: {summary['documents']} documents, "
         f"{summary['tokens']} tokens, {summary['shards']} shards; tokens per document: "
         + ", ".join(f"{name} {value}" for name, value in lengths.items())
         + f"; {summary['empty_documents']} empty left out"
@@ -313,7 +344,7 @@ def do(task: Task) -> int:
             shard_bytes=task.shard_bytes,
             compression=task.compression,
         )
-    return task.part.bytes
+    return task.bytes
 
 
 def documents_of(task: Task) -> Iterator[Document]:

@@ -30,7 +30,8 @@ from tokenizers import (
 )
 from tqdm import tqdm
 
-from tessera.data.documents import Columns, cut_into_parts, find_splits, read_part
+from tessera.data.documents import cut_into_parts, find_splits, read_part
+from tessera.data.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
 from tessera.data.shards import write_whole
 from tessera.data.tokenizer import Tokenizer as LoadedTokenizer
 from tessera.data.tokenizer import load_tokenizer
@@ -51,11 +52,10 @@ def main() -> int:
     """Train, unless that was done; then check. Returns the exit status."""
     arguments = parse_arguments()
     try:
-        corpora = [Path(path) for path in arguments.input] or sorted(
-            path for path in Path("data/demo/text").glob("*/")
-        )
+        inputs = arguments.input or sorted(map(str, Path("data/demo/text").glob("*/")))
+        corpora = parse_inputs(inputs, arguments.text_column)
         if arguments.check:
-            return check(arguments.check, corpora, arguments.text_column)
+            return check(arguments.check, corpora)
         return train(arguments, corpora)
     except (ValueError, PermissionError) as error:
         print(error, file=sys.stderr)
@@ -68,20 +68,20 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("input", nargs="*", help="corpora (default: the folders in data/demo/text)")
+    add("input", nargs="*", help="[NAME=]PATH of a corpus (default: the folders in data/demo/text)")
     add("--out", default="data/demo/tokenizer", help="folder to write (%(default)s)")
     add("--vocab-size", type=int, default=8192, help="ids, special ones included (%(default)s)")
     add(
         "--max-mb", type=float, default=1000, help="megabytes of text to learn from, at most (1000)"
     )
-    add("--text-column", default="text", help="column that holds the text (%(default)s)")
+    add("--text-column", action="append", default=[], metavar="COLUMN", help=TEXT_COLUMN_HELP)
     add("--model-max-length", type=int, default=8192, help="kept in the folder (%(default)s)")
     add("--overwrite", action="store_true", help="replace a tokenizer trained on something else")
     add("--check", metavar="TOKENIZER", help="only report on this folder or Hugging Face id")
     return parser.parse_args()
 
 
-def train(arguments: argparse.Namespace, corpora: list[Path]) -> int:
+def train(arguments: argparse.Namespace, corpora: list[Input]) -> int:
     """Train on the corpora and write the folder, unless an earlier run did."""
     if arguments.vocab_size < 256 + len(SPECIAL_TOKENS) or arguments.vocab_size % 64:
         raise ValueError(
@@ -101,25 +101,27 @@ def train(arguments: argparse.Namespace, corpora: list[Path]) -> int:
             )
     if is_current(out, plan):
         print(f"{out} is up to date")
-        return check(str(out), corpora, arguments.text_column)
-    documents = with_progress(
-        texts(corpora, "train", arguments.text_column), int(arguments.max_mb * 1e6)
-    )
+        return check(str(out), corpora)
+    for corpus in corpora:
+        corpus.check_first_records()
+    if not any(texts(corpora, "train")):
+        raise ValueError("no document of the input has text to learn from")
+    documents = with_progress(texts(corpora, "train"), int(arguments.max_mb * 1e6))
     tokenizer = train_bpe(documents, arguments.vocab_size)
     save(tokenizer, out, arguments.model_max_length)
     write_whole(out / STAMP, json.dumps(plan, indent=2).encode())
-    return check(str(out), corpora, arguments.text_column)
+    return check(str(out), corpora)
 
 
-def training_plan(arguments: argparse.Namespace, corpora: list[Path]) -> dict[str, object]:
+def training_plan(arguments: argparse.Namespace, corpora: list[Input]) -> dict[str, object]:
     """What decides the result: the options, and the files by size and time of change."""
-    files = [file for corpus in corpora for file in train_files(corpus)]
+    files = [file for corpus in corpora for file in train_files(corpus.path)]
     stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return {
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
         "vocab_size": arguments.vocab_size,
         "max_mb": arguments.max_mb,
-        "text_column": arguments.text_column,
+        "text_column": ",".join(arguments.text_column) or "text",
         "model_max_length": arguments.model_max_length,
     }
 
@@ -135,15 +137,14 @@ def train_files(corpus: Path) -> list[Path]:
     return splits.get("train") or splits.get("") or []
 
 
-def texts(corpora: list[Path], split: str, text_column: str) -> Iterator[str]:
+def texts(corpora: list[Input], split: str) -> Iterator[str]:
     """Texts of a split, in turn from every corpus; of corpora without splits, all texts."""
     streams = []
     for corpus in corpora:
-        splits = find_splits(corpus)
+        splits = find_splits(corpus.path)
         files = splits.get(split) or splits.get("") or []
-        root = corpus if corpus.is_dir() else corpus.parent
-        parts = cut_into_parts(files, root, PART_BYTES)
-        documents = (read_part(part, Columns(text=text_column)) for part in parts)
+        parts = cut_into_parts(files, corpus.root, PART_BYTES)
+        documents = map(read_part, parts, itertools.repeat(corpus.columns))
         streams.append(itertools.chain.from_iterable(documents))
     for row in itertools.zip_longest(*streams):
         yield from (text for _, text in filter(None, row))
@@ -219,7 +220,7 @@ def save(tokenizer: Tokenizer, out: Path, model_max_length: int) -> None:
     write_whole(out / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 
-def check(name: str, corpora: list[Path], text_column: str) -> int:
+def check(name: str, corpora: list[Input]) -> int:
     """Print what one wants to know of a tokenizer before training with it."""
     tokenizer = load_tokenizer(name)
     divisible = "a multiple of 64" if tokenizer.size % 64 == 0 else "NOT a multiple of 64"
@@ -231,13 +232,13 @@ def check(name: str, corpora: list[Path], text_column: str) -> int:
     whole_words = "yes" if tokenizer.word_starts is not None else "no: words cannot be told"
     print(f"whole-word masking  {whole_words}")
     for corpus in corpora:
-        print(f"{corpus.name:12} {describe_fit(tokenizer, corpus, text_column)}")
+        print(f"{corpus.name:12} {describe_fit(tokenizer, corpus)}")
     return 0
 
 
-def describe_fit(tokenizer: LoadedTokenizer, corpus: Path, text_column: str) -> str:
+def describe_fit(tokenizer: LoadedTokenizer, corpus: Input) -> str:
     """How well a tokenizer fits the validation documents of a corpus."""
-    sample = list(itertools.islice(texts([corpus], "validation", text_column), CHECKED_DOCUMENTS))
+    sample = list(itertools.islice(texts([corpus], "validation"), CHECKED_DOCUMENTS))
     encoded = tokenizer.encode_batch(sample)
     tokens = sum(map(len, encoded))
     pairs = zip(sample, encoded, strict=True)

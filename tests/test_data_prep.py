@@ -481,7 +481,7 @@ def test_killed_at_any_part_it_goes_on_and_the_result_is_the_same(
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        ('{"text": "a"}\nnot json\n', {}, "c.jsonl: no JSON at 14"),
+        ('{"text": "a"}\nnot json\n', {}, "c.jsonl: no JSON in the line at 14.*mend or remove it"),
         ('{"body": "a"}\n', {}, "no column 'text' at c.jsonl@0, only body; .*--text-column"),
         ('{"text": 3}\n', {}, "column 'text' at c.jsonl@0 is int, not text"),
         ('["a"]\n', {}, "only list"),
@@ -500,6 +500,113 @@ def test_mistakes_are_one_message_and_leave_no_finished_folder(
     assert status == 2
     assert re.search(message, printed), printed
     assert not (tmp_path / "data/c/train/index.json").exists()
+
+
+def test_a_column_may_differ_by_input_and_is_looked_at_before_anything_is_written(
+    tokenize, run, tmp_path, records, tokenizer_folder
+):
+    news = write_jsonl(tmp_path / "news.jsonl", records)
+    law = tmp_path / "law.parquet"
+    save_parquet(law, [{"id": row["id"], "body": row["text"]} for row in records])
+    status, printed = tokenize(news, f"acts={law}")
+    assert status == 2
+    assert f"{law}: no column 'text' at law.parquet#0, only id, body" in printed
+    assert not (tmp_path / "data").exists()
+    status, printed = tokenize(news, f"acts={law}", "--text-column", "laws=body")
+    assert (status, "no input is named 'laws'; there are news, acts" in printed) == (2, True)
+    status, printed = tokenize(news, f"acts={law}", "--text-column", "acts=body")
+    assert status == 0, printed
+    tokenizer = load_tokenizer(tokenizer_folder)
+    for name in ("news", "acts"):
+        found = read_shards(tmp_path / f"data/{name}/train", tokenizer)
+        found |= read_shards(tmp_path / f"data/{name}/validation", tokenizer)
+        assert found == texts_of(records)
+    script = load("train_tokenizer")
+    options = ["--out", tmp_path / "t", "--vocab-size", "320"]
+    status, printed = run(script, news, law, *options)
+    assert (status, "law.parquet: no column 'text'" in printed) == (2, True)
+    assert not (tmp_path / "t").exists()
+    assert run(script, news, law, *options, "--text-column", "law=body")[0] == 0
+
+
+def test_what_is_printed_counts_the_input_once_and_nothing_when_nothing_is_done(
+    tokenize, tmp_path, records
+):
+    corpus = write_jsonl(tmp_path / "c.jsonl", records * 10)
+    _, printed = tokenize(corpus)
+    assert f"{corpus.stat().st_size / 1e6:.1f} MB in" in printed
+    _, printed = tokenize(corpus)
+    assert "nothing to do" in printed and " MB in" not in printed
+
+
+@pytest.mark.parametrize("left", ["nothing", "an unfinished plan", "no finished part"])
+def test_a_run_that_was_stopped_early_is_not_in_the_way(tokenize, tmp_path, records, left):
+    corpus = write_jsonl(tmp_path / "c.jsonl", records)
+    parts = tmp_path / "data/c/train/.parts"
+    (parts / "000000.unfinished").mkdir(parents=True)
+    if left == "an unfinished plan":
+        (parts / "plan.json.unfinished").write_text("{")
+    if left == "no finished part":
+        (parts / "plan.json").write_text('{"text_column": "body"}')
+    status, printed = tokenize(corpus)
+    assert status == 0, printed
+
+
+def test_finished_parts_of_other_options_are_not_thrown_away_unasked(tokenize, tmp_path, records):
+    corpus = write_jsonl(tmp_path / "c.jsonl", [*records, {"text": 3}])
+    status, _ = tokenize(corpus, part_size="4kb")
+    assert status == 2
+    status, printed = tokenize(corpus, part_size="5kb")
+    assert (status, "prepared with other part_bytes" in printed) == (2, True)
+    write_jsonl(corpus, records)
+    status, printed = tokenize(corpus, "--overwrite", part_size="5kb")
+    assert status == 0, printed
+
+
+LINES = b"".join(b'{"id": "%d", "text": "tile row mosaic"}\n' % i for i in range(400))
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        (LINES[:-1], 400),
+        (LINES.replace(b"\n", b"\r\n"), 400),
+        (b"\xef\xbb\xbf" + LINES, 400),
+        (LINES + b'\n\n{"id": "s", "text": "half \\ud800 a pair"}\n', 401),
+    ],
+)
+def test_lines_of_any_ending_are_read(tokenize, tmp_path, tokenizer_folder, content, documents):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "train.jsonl").write_bytes(content)
+    assert tokenize(tmp_path / "c", part_size="2kb")[0] == 0
+    assert (
+        len(read_shards(tmp_path / "data/c/train", load_tokenizer(tokenizer_folder))) == documents
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.jsonl", b"", "no document in it has text for train"),
+        ("c.csv", b"id,text\n", "no document in it has text for train"),
+        ("c.jsonl", LINES, "raise --validation-share from 0.01"),
+        ("c.jsonl", LINES + b'{"text": "caf\xe9"}\n', r"not UTF-8 in the line at \d+"),
+        ("c.csv", b"id,text\na,caf\xe9\n", "c.csv: not UTF-8 .*iconv"),
+        ("c.jsonl.gz", gzip.compress(LINES)[:-9], "c.jsonl.gz: cannot be read, .*cut short"),
+    ],
+)
+def test_text_that_is_damaged_or_not_there_is_named(tokenize, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    status, printed = tokenize(tmp_path / name)
+    assert status == 2
+    assert re.search(message, printed), printed
+    assert not list(tmp_path.glob("data/c/*/index.json"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_columns_name(tokenize, tmp_path, records):
+    text = "text,id\n" + "".join(f"{words(9, seed=i)},{i}\n" for i in range(300))
+    (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert tokenize(tmp_path / "c.csv", validation_share="0.2")[0] == 0
 
 
 @pytest.mark.parametrize(

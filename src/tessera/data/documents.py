@@ -168,7 +168,15 @@ def read_part(part: Part, columns: Columns) -> Iterator[Document]:
         try:
             for place, row in _rows(path, part, columns):
                 yield _document(row, columns, f"{name}{place}")
-        except (OSError, ValueError) as error:  # of many libraries, few of which name the file
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: not UTF-8 ({error}); convert it, such as with iconv, or replace it"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{path}: cannot be read, and may be cut short ({error}); replace it"
+            ) from error
+        except ValueError as error:  # of many libraries, few of which name the file
             raise ValueError(f"{path}: {error}") from error
 
 
@@ -201,7 +209,16 @@ def _document(row: Any, columns: Columns, place: str) -> Document:
     if columns.id is not None and columns.id not in row:
         raise ValueError(f"no column '{columns.id}' at {place}; correct --id-column")
     document_id = row.get(columns.id or "id")
-    return place if document_id is None else str(document_id), text or ""
+    return place if document_id is None else str(document_id), _encodable(text or "")
+
+
+def _encodable(text: str) -> str:
+    """The text with '?' for halves of surrogate pairs, which JSON may hold and UTF-8 may not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
 
 
 def _jsonl_rows(path: Path, part: Part) -> Iterator[tuple[str, Any]]:
@@ -216,8 +233,14 @@ def _jsonl_rows(path: Path, part: Part) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"@{place}", json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"not UTF-8 in the line at {place} ({error}); mend or remove it"
+                ) from error
             except ValueError as error:
-                raise ValueError(f"no JSON at {place}: {error}") from error
+                raise ValueError(
+                    f"no JSON in the line at {place} ({error}); mend or remove it"
+                ) from error
 
 
 def _lines_between(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -269,6 +292,6 @@ def _dataset_rows(path: Path, part: Part) -> Iterator[tuple[str, Any]]:
 def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file, delimiter=delimiter)):
             yield f"#{number}", row

@@ -156,6 +156,15 @@ def publish(
     return summary
 
 
+def has_documents(parts: Sequence[Path]) -> bool:
+    """Whether any of these finished parts holds a document that is not empty."""
+    return any(
+        length and count
+        for part in parts
+        for length, count in json.loads((part / _LENGTHS).read_text())
+    )
+
+
 def _statistics(counts: Counter[int]) -> dict[str, Any]:
     """Documents, tokens and length percentiles from how many documents have each length."""
     empty = counts.pop(0, 0)
