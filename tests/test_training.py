@@ -102,6 +102,46 @@ def test_keep_deletes_the_oldest_but_never_milestones_or_the_start_of_a_decay(co
     assert (folder / "checkpoints" / "latest").resolve().name == "step00000012.pt"
 
 
+def test_a_milestone_is_kept_even_if_the_run_was_killed_as_it_was_saved(
+    corpus, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    keep = {"interval": "1ba", "keep": 1, "milestones": ["3ba"]}
+    plain = tiny_run.settings(corpus, folder, duration="6ba", checkpoints=keep)
+    write_whole = files.write_whole
+
+    def killed_after(path, write):
+        write_whole(path, write)
+        if path.name == "step00000003.pt":
+            raise KeyboardInterrupt
+
+    run = build(plain)
+    monkeypatch.setattr(files, "write_whole", killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    run.close()
+    monkeypatch.undo()
+    assert steps_left(folder) == [2, 3]
+    assert tiny_run.train(plain) == 0
+    assert steps_left(folder) == [3, 6]
+
+
+def test_a_milestone_that_cannot_be_saved_is_not_passed_over(corpus, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    keep = {"interval": "2ba", "milestones": ["3ba"]}
+    plain = tiny_run.settings(corpus, folder, duration="6ba", checkpoints=keep)
+    run = build(plain)
+    save = torch.save
+    monkeypatch.setattr(
+        torch, "save", lambda c, file: no_space() if "00000003" in file.name else save(c, file)
+    )
+    with pytest.raises(TrainingStopped, match="could not be written"):
+        run.fit()
+    monkeypatch.undo()
+    assert tiny_run.train(plain) == 0
+    assert steps_left(folder) == [2, 3, 4, 6]
+
+
 def test_keep_counts_the_checkpoints_of_processes_before(corpus, tmp_path):
     folder = tmp_path / "run"
     keep = {"interval": "1ba", "keep": 2}

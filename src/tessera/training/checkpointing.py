@@ -100,7 +100,7 @@ class Checkpoints(Callback):
         done = clock.done(self.config.duration.unit) >= self.config.duration.value
         self.preempted = step.stop_signal is not None and not done
         if due or pin or done or self.preempted:
-            self.save(state, pin=pin, must=done or self.preempted)
+            self.save(state, pin=pin, must=pin or done or self.preempted)
         if self.preempted:
             state.stop_training()
 
@@ -140,9 +140,9 @@ class Checkpoints(Callback):
     def _write(self, contents: dict[str, Any], pin: bool) -> None:
         folder, step = Path(self.config.run_folder), self.stepping.clock.steps
         path = files.checkpoint_path(folder, step)
-        files.write_whole(path, lambda file: torch.save(contents, file))
-        if pin:
+        if pin:  # first: a run killed after the next line would not come here again
             files.pin(folder, step)
+        files.write_whole(path, lambda file: torch.save(contents, file))
         files.point_latest(path)
         keep = self.config.checkpoints.keep
         if keep != "all":

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tessera.config import mistake
 from tessera.training import ranks
-from tessera.training.signals import PREEMPTED, SIGNALS, StopRequest
+from tessera.training.signals import PREEMPTED, SIGNALS, StopRequest, end_with_parent
 
 _PATIENCE_SECONDS = {2: 3.0, PREEMPTED: 1.0}
 """All ranks leave with these together; what is wrong with one alone is to be seen at once."""
@@ -31,6 +31,8 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
     """
     StopRequest().install()
     try:
+        if ranks.launched():
+            end_with_parent()
         status = work()
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1

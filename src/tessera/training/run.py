@@ -16,7 +16,7 @@ from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
 from tessera.training.preflight import examine
 from tessera.training.saved import Saved, newest
-from tessera.training.signals import PREEMPTED, StopRequest, end_with_parent
+from tessera.training.signals import PREEMPTED, StopRequest
 
 
 @dataclass
@@ -91,8 +91,6 @@ def build_run(config: RunConfig) -> Run:
     Raises:
         ConfigError: with everything that is wrong, where it can be known before training.
     """
-    if ranks.launched():
-        end_with_parent()
     blame.forget(Path(config.run_folder))
     held = take(config) if ranks.rank() == 0 else None
     if ranks.world_size() == 1 and held and held.saved and held.saved.done(config.duration):
