@@ -1,5 +1,7 @@
 """One masked token, one vote: the gradient does not depend on how a batch is cut."""
 
+import math
+
 import pytest
 import tiny_run
 import torch
@@ -129,3 +131,13 @@ def test_gradients_are_synchronised_once_a_step():
     assert _get_ddp_sync_strategy(None, False).name == "SINGLE_AUTO_SYNC"
     source = (tiny_run.REPOSITORY / "src/tessera/training/building.py").read_text()
     assert "ddp_sync_strategy" not in source, "Composer's default is what was just shown"
+
+
+def test_the_z_loss_of_a_yaml_is_trained_on(corpus, tmp_path):
+    """Before the first step all logits are near 0, and log(sum(exp(0))) over 256 is log(256)."""
+    loss = {}
+    for z_loss in (0.0, 0.1):
+        folder = tmp_path / str(z_loss)
+        tiny_run.train(tiny_run.settings(corpus, folder, **ONE_STEP, z_loss=z_loss))
+        loss[z_loss] = tiny_run.metrics(folder)[0]["loss"]
+    assert loss[0.1] - loss[0.0] == pytest.approx(0.1 * math.log(256) ** 2, rel=0.01)

@@ -162,7 +162,7 @@ def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
         config.model.head_size,
     )
     say(f"{config.name}: attention by {backend}")
-    encoder = ModernBertForMaskedLM(config.model, attention=backend)
+    encoder = ModernBertForMaskedLM(config.model, attention=backend, z_loss=config.z_loss)
     encoder.initialize(config.seed)
     tiles = config.initial_weights
     if tiles is not None:

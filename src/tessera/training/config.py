@@ -196,6 +196,12 @@ class RunConfig:
     schedule: WarmupStableDecay | OneMinusSqrt | Constant | Cosine | Linear = field(
         default_factory=WarmupStableDecay
     )
+    z_loss: float = 0.0
+    """Adds this times log(sum(exp(logits)))**2 to a predicted token's loss, in training alone.
+
+    1e-4 keeps the logits of a long run from drifting (https://arxiv.org/abs/2204.02311, section 5);
+    the published recipe does without.
+    """
     start_from: StartFrom | None = None
     initial_weights: InitialWeights | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -212,6 +218,8 @@ class RunConfig:
             found.append("run_folder is empty: name the folder this phase writes to")
         if self.duration.value < 1:
             found.append(f"duration must be positive; got '{self.duration}'")
+        if not self.z_loss >= 0:
+            found.append(f"z_loss must not be negative; got {self.z_loss}")
         warmup = self.batch.warmup
         if warmup is not None:
             found += self._longer("batch.warmup.over", warmup.over)
