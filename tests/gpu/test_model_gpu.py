@@ -39,8 +39,22 @@ def serving(name: str) -> str:
 @pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS.keys())
 @pytest.mark.parametrize("name", BACKENDS)
 def test_backends_equal_the_dense_oracle(name, lengths, window):
-    serving(name)
-    tokens, heads, channels = sum(lengths), 3, 64
+    check_against_oracle(serving(name), lengths, window)
+
+
+@pytest.mark.parametrize("window, channels", [(None, 32), (1, 64), (37, 128), (128, 80)])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backends_equal_the_dense_oracle_on_any_packing(name, window, channels):
+    """Of one length, lest what compiles its kernels spend minutes on it."""
+    generator = torch.Generator().manual_seed(channels)
+    for documents in (1, 3, 30, 400):
+        ends = torch.randint(0, 769, (documents - 1,), generator=generator).sort().values
+        lengths = torch.tensor([0, *ends.tolist(), 768]).diff().tolist()
+        check_against_oracle(serving(name), lengths, window, channels)
+
+
+def check_against_oracle(name, lengths, window, channels=64):
+    tokens, heads = sum(lengths), 3
     generator = torch.Generator(DEVICE).manual_seed(0)
     draw = [
         torch.randn(tokens, heads, channels, device=DEVICE, generator=generator).bfloat16()
