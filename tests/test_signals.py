@@ -163,6 +163,32 @@ def test_a_signal_to_one_rank_stops_them_all(corpus, tmp_path):
     assert list(files.checkpoints(folder)) == [tiny_run.metrics(folder)[-1]["step"]]
 
 
+def test_a_rank_whose_launcher_died_before_it_began_does_not_begin(tmp_path):
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import os, sys, time\n"
+        "from tessera.training.leaving import leave_after\n"
+        "while os.getppid() == int(sys.argv[1]) and len(sys.argv) > 2: time.sleep(0.01)\n"
+        "leave_after(lambda: print('began', flush=True) or 0)\n"
+    )
+    launcher = (
+        "import os, subprocess, sys\n"
+        "path, orphan = sys.argv[1:]\n"
+        "child = subprocess.Popen([sys.executable, path, str(os.getpid()), *orphan.split()])\n"
+        "orphan or child.wait()\n"
+    )
+    for orphan, begins in (("", True), ("orphan", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", launcher, str(rank), orphan],
+            capture_output=True,  # until the rank, too, has closed its end
+            text=True,
+            env={**tiny_run.environment(), "LOCAL_WORLD_SIZE": "1"},
+            start_new_session=True,
+        )
+        assert ("began" in done.stdout) == begins
+        assert ("the launcher is gone" in done.stderr) != begins
+
+
 @pytest.mark.slow
 def test_a_killed_launcher_leaves_no_rank_behind(corpus, tmp_path):
     process, folder, plain = started(corpus, tmp_path, ranks=2)

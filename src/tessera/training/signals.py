@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -61,12 +62,25 @@ class StopRequest:
 
 def end_with_parent() -> None:
     """Have the kernel send SIGTERM when the launcher is gone, so that no rank trains on alone."""
-    parent = os.getppid()
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
+    if _orphaned(os.getppid(), Path(sys.argv[0]).name):
+        _say("the launcher is gone: stopped before the first step")
         sys.exit(PREEMPTED)
+
+
+def _orphaned(parent: int, script: str) -> bool:
+    """Whether the launcher was gone before the kernel could be asked to watch it.
+
+    The parent is then whoever takes in orphans. A launcher has its ranks in its own process group,
+    or at least names their script in its command line.
+    """
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+        return os.getpgid(parent) != os.getpgid(0) and script.encode() not in command
+    except OSError:  # no such file system; or no such process, and then the signal is on its way
+        return False
 
 
 def _say(text: str) -> None:
