@@ -4,237 +4,277 @@
     python benchmarks/train_step.py --model base --max-length 1024   a published setting
     python benchmarks/train_step.py --attention all                  each backend that serves here
 
+On a GPU the first runs the four published settings, each in a process and with a share of the time
+of its own: what one cannot do, another still can. Every variant is written down as soon as it is
+measured, and one that fails with what it failed of.
+
 A step is forward, backward and optimizer on documents of log-normal lengths, other ones each time;
-tokens are real ones, padding counts nothing. Variants take turns in rounds, so that whatever else
-the machine does meets all of them. Utilisation is against a matrix product timed in the same run.
+tokens are real ones, padding counts nothing. Utilisation is against a matrix product timed in the
+same run.
 """
 
 import argparse
+import gc
 import json
 import re
-import statistics
+import subprocess
+import sys
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hardware import named
-from torch.profiler import ProfilerActivity, profile
+from measuring import Timer, matmul_rate, parts_of_a_step
 from workloads import (
-    MASKED_SHARE,
     MODELS,
     Variant,
     Workload,
     draw_workload,
-    shorter,
+    optimizer_name,
     tessera,
     transformers_variant,
 )
 
 from tessera.model.attention.backends import survey
-from tessera.model.compilation import graph_breaks, graphs_compiled
+from tessera.model.compilation import graph_breaks
 from tessera.model.config import ModelConfig
-from tessera.model.flops import flops_per_token
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = {
-    "attention": r"attend|flash|attention|fmha|flex",
-    "optimizer": r"adam|optim|foreach|multi_tensor",
-    "matrix products": r"mm|gemm|linear|cutlass|nvjet|matmul",
-    "loss": r"softmax|gather|scatter|nll|cross_entropy",
-    "norms": r"layer_norm|native_layer_norm",
-    "copies and fills": r"copy|fill|cat|memcpy|memset|zero|stack|contiguous|index",
-}
+PUBLISHED = [("base", 1024), ("base", 8192), ("large", 1024), ("large", 8192)]
+SLOTS = {"base": 98_304, "large": 49_152}
+"""Token slots of a step on a GPU: what leaves room on 80 GB without recomputing activations."""
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure one setting, or start a process for each of the published ones."""
     options = parse()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu":
-        torch.set_num_threads(options.threads)
-    config = shorter(MODELS[options.model or default_model(device)], options.layers)
-    slots = options.slots or (8192 if device.type == "cpu" else 98_304)
-
-    def workload(step: int) -> Workload:
-        return draw_workload(
-            vocab_size=config.vocab_size,
-            slots=slots,
-            max_length=options.max_length,
-            seed=step,
-            fixed=options.fixed_lengths,
-        )
-
-    variants = build_variants(config, device, options)
-    measured = measure(variants, workload, device, options)
-    rate = matmul_rate(device)
-    entry = {
-        "date": date.today().isoformat(),
-        "model": options.model or default_model(device),
-        "layers": config.num_hidden_layers,
-        "max_length": options.max_length,
-        "slots": slots,
-        "machine": named(),
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "matmul_flops_per_second": rate,
-        "variants": [summary(v, measured[v.name], config, rate, workload) for v in variants],
-        "parts_of_a_step": parts_of_a_step(variants[0], workload(0), device),
-    }
-    print_table(entry)
-    if not options.dry_run:
-        write(device, entry)
+    if device.type == "cuda" and options.model is None and options.max_length is None:
+        measure_published(options)
+    else:
+        measure_setting(options, device)
 
 
 def parse() -> argparse.Namespace:
     """What to measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, help="tiny on a CPU, base on a GPU")
-    parser.add_argument("--layers", type=int, help="fewer layers, to try this out")
-    parser.add_argument("--max-length", type=int, default=512, help="of a document, in tokens")
-    parser.add_argument("--fixed-lengths", action="store_true", help="all documents of max-length")
-    parser.add_argument("--slots", type=int, help="token slots of a step; 8192 or, on a GPU, 98304")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=N", help="num_hidden_layers=8")
+    parser.add_argument("--max-length", type=int, help="of a document, in tokens; 512")
+    parser.add_argument("--min-length", type=int, default=8)
+    parser.add_argument(
+        "--lengths", choices=["log-normal", "uniform", "fixed"], default="log-normal"
+    )
+    parser.add_argument("--slots", type=int, help="token slots of a step; 8192 on a CPU")
     parser.add_argument("--attention", default="auto", help="a backend, 'auto', or 'all'")
     parser.add_argument("--no-compile", action="store_true", help="leave ours uncompiled on a GPU")
     parser.add_argument("--checkpoint", action="store_true", help="ours recomputes activations")
     parser.add_argument("--only-ours", action="store_true", help="leave transformers out")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per variant and round")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per variant and round")
     parser.add_argument("--warm-up", type=int, default=3, help="steps of each variant before")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all there is to measure")
     parser.add_argument("--threads", type=int, default=2, help="on a CPU")
     parser.add_argument("--device", help="cpu, or a GPU such as cuda:0")
-    parser.add_argument("--dry-run", action="store_true", help="write no file")
+    parser.add_argument("--out", type=Path, help="the file to write; results/<device>.json")
     return parser.parse_args()
 
 
-def default_model(device: torch.device) -> str:
-    """What a machine can train in a benchmark's time."""
-    return "tiny" if device.type == "cpu" else "base"
+def measure_published(options: argparse.Namespace) -> None:
+    """Each of the published settings in a process of its own, in equal shares of the time left."""
+    end = time.monotonic() + 60 * options.minutes
+    for number, (model, length) in enumerate(PUBLISHED):
+        seconds = (end - time.monotonic()) / (len(PUBLISHED) - number)
+        own = ["--model", model, "--max-length", str(length), "--minutes", str(seconds / 60)]
+        command = [sys.executable, __file__, *sys.argv[1:], *own]  # the last of an option counts
+        try:
+            process = subprocess.run(command, timeout=max(1.0, end + 20 - time.monotonic()))
+            outcome = f"exit status {process.returncode}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            outcome = "out of time"
+        if outcome:
+            print(f"\n{model} @ {length}: {outcome}", flush=True)
 
 
-def build_variants(
+def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
+    """Every variant on one model and length."""
+    end = time.monotonic() + 60 * options.minutes
+    if device.type == "cpu":
+        torch.set_num_threads(options.threads)
+    model = options.model or ("tiny" if device.type == "cpu" else "base")
+    changes = {key: int(value) for key, value in (part.split("=") for part in options.set)}
+    config = replace(MODELS[model], **changes)
+    slots = options.slots or (8192 if device.type == "cpu" else SLOTS.get(model, 98_304))
+    length = options.max_length or 512
+
+    def workload(step: int) -> Workload:
+        return draw_workload(
+            vocab_size=config.vocab_size,
+            slots=slots,
+            max_length=length,
+            seed=step,
+            lengths=options.lengths,
+            min_length=options.min_length,
+        )
+
+    entry: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "model": model,
+        "changes": changes,
+        "layers": config.num_hidden_layers,
+        "max_length": length,
+        "lengths": options.lengths,
+        "slots": slots,
+        "optimizer": optimizer_name(),
+        "machine": named(),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "matmul_flops_per_second": matmul_rate(device),
+        "variants": [],
+        "parts_of_a_step": {},
+    }
+    name = "-".join([f"{model}@{length}x{slots}", options.lengths, *options.set])
+    path = options.out or default_path(device)
+    print(
+        f"\n{name}: matrix products {entry['matmul_flops_per_second'] / 1e12:.2f} TFLOP/s, "
+        f"{entry['optimizer']}\n{HEADER}",
+        flush=True,
+    )
+
+    def keep(summary: dict[str, Any]) -> None:
+        entry["variants"].append(summary)
+        print_row(summary, entry["variants"][0])
+        write(path, device, name, entry)
+
+    builds = variants(config, device, options)
+    # On a CPU variants take turns, so that whatever else the machine does meets all of them. On a
+    # GPU one follows the other, each with all of the memory.
+    groups = [builds] if device.type == "cpu" else [{key: builds[key]} for key in builds]
+    for group in groups:
+        measure_group(group, config, workload, device, options, end, entry, keep)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    write(path, device, name, entry)
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in entry["parts_of_a_step"].items())
+    print(
+        f"a step of ours: {shares}; graph breaks: {graph_breaks()}\nwritten to {path}", flush=True
+    )
+
+
+def measure_group(
+    builds: dict[str, Callable[[], Variant]],
+    config: ModelConfig,
+    workload: Callable[[int], Workload],
+    device: torch.device,
+    options: argparse.Namespace,
+    end: float,
+    entry: dict[str, Any],
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Time variants that take turns, and keep what was seen; their memory is free afterwards."""
+    timers = started(builds, workload, device, options, end, keep)
+    for _ in range(options.rounds):
+        for name, timer in list(timers.items()):
+            if not timer.speeds or time.monotonic() < end:
+                attempt(name, partial(timer.round, options.steps), timers, keep)
+    for name, timer in timers.items():
+        first = not entry["variants"]
+        keep(timer.summary(config, entry["matmul_flops_per_second"]))
+        if first:
+            profiled = partial(parts_of_a_step, timer.variant, workload(0), device)
+            shares = attempt(f"profile of {name}", profiled, {}, lambda failure: None)
+            entry["parts_of_a_step"] = shares or {}
+            entry["graph_breaks"] = graph_breaks()
+
+
+def variants(
     config: ModelConfig, device: torch.device, options: argparse.Namespace
-) -> list[Variant]:
-    """Ours first, then transformers' from what most do to the best it can be made to do."""
+) -> dict[str, Callable[[], Variant]]:
+    """How each is built, by name: ours, transformers' as most run it, its best, what is between."""
+    cuda = device.type == "cuda"
     names = [options.attention]
     if options.attention == "all":
         names = [name for name, reason in survey(device) if reason is None]
-    compiled = device.type == "cuda" and not options.no_compile
-    variants = [
-        tessera(config, device, attention=name, compiled=compiled, checkpointed=options.checkpoint)
-        for name in names
-    ]
+    compiled = cuda and not options.no_compile
+
+    def ours(name: str) -> Callable[[], Variant]:
+        return lambda: tessera(
+            config, device, attention=name, compiled=compiled, checkpointed=options.checkpoint
+        )
+
+    def theirs(kind: dict[str, Any]) -> Callable[[], Variant]:
+        # A padded microbatch of a GPU user: what fits with a dense head.
+        most = 32_768 if cuda else None
+        return lambda: transformers_variant(config, device, max_slots=most, **kind)
+
+    builds = {f"tessera, {name}": ours(name) for name in names}
     if options.only_ours:
-        return variants
-    # A padded microbatch of a GPU user: what fits with a dense head.
-    most = 32_768 if device.type == "cuda" else None
-    kinds: list[dict[str, Any]] = [
-        {},
-        {"sparse": True},
-        {"sorted_microbatches": 4},
-        {"sparse": True, "sorted_microbatches": 4},
-    ]
-    if device.type == "cuda" and dict(survey(device))["flash-attn-2"] is None:
+        return builds
+    kinds: list[dict[str, Any]] = [{}, {"sparse": True, "sorted_microbatches": 4}]
+    if cuda and dict(survey(device))["flash-attn-2"] is None:
         kinds.append({"implementation": "flash_attention_2", "sparse": True})
-    return variants + [
-        transformers_variant(config, device, max_slots=most, **kind) for kind in kinds
-    ]
+    kinds += [{"sparse": True}, {"sorted_microbatches": 4}]
+    return builds | {f"transformers, {kind}": theirs(kind) for kind in kinds}
 
 
-def measure(
-    variants: list[Variant], workload: Any, device: torch.device, options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """Seconds of every timed step, per variant; peak memory; graphs compiled after warm-up."""
-    measured: dict[str, dict[str, Any]] = {}
-    for variant in variants:
-        begin = time.perf_counter()
-        for step in range(options.warm_up):
-            variant.step(workload(step))
-        synchronize(device)
-        measured[variant.name] = {"seconds": [], "tokens": [], "peak_bytes": None, "recompiled": 0}
-        measured[variant.name]["warm_up_seconds"] = time.perf_counter() - begin
-    for number in range(options.rounds):
-        for variant in variants:
-            record = measured[variant.name]
-            graphs = graphs_compiled()
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            for step in range(options.steps):
-                work = workload(options.warm_up + number * options.steps + step)
-                synchronize(device)
-                begin = time.perf_counter()
-                variant.step(work)
-                synchronize(device)
-                record["seconds"].append(time.perf_counter() - begin)
-                record["tokens"].append(work.tokens)
-            record["recompiled"] += graphs_compiled() - graphs
-            if device.type == "cuda":
-                record["peak_bytes"] = torch.cuda.max_memory_allocated(device)
-    return measured
+def started(
+    builds: dict[str, Callable[[], Variant]],
+    workload: Callable[[int], Workload],
+    device: torch.device,
+    options: argparse.Namespace,
+    end: float,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Timer]:
+    """The variants that could be built and warmed up."""
+    timers: dict[str, Timer] = {}
+    for name, build in builds.items():
+        if time.monotonic() > end:
+            keep({"name": name, "failed": "out of time"})
+            continue
+
+        timer = attempt(name, partial(start, build, workload, device, options), {}, keep)
+        if timer is not None:
+            timers[name] = timer
+    return timers
 
 
-def summary(
-    variant: Variant, record: dict[str, Any], config: ModelConfig, rate: float, workload: Any
-) -> dict[str, Any]:
-    """Tokens per second, their spread, and the share of the machine's matrix products used."""
-    speeds = [n / s for n, s in zip(record["tokens"], record["seconds"], strict=True)]
-    example = workload(0)
-    flops = flops_per_token(
-        config, attended_tokens=example.attended_tokens, masked_share=MASKED_SHARE
-    )
-    median = statistics.median(speeds)
-    return {
-        "name": variant.name,
-        "tokens_per_second": round(median),
-        "slowest_and_fastest": [round(min(speeds)), round(max(speeds))],
-        "steps": len(speeds),
-        "slots": variant.slots(example),
-        "utilisation": round(median * flops / rate, 3),
-        "peak_bytes": record["peak_bytes"],
-        "recompiled_after_warm_up": record["recompiled"],
-        "warm_up_seconds": round(record["warm_up_seconds"], 1),
-    }
+def start(
+    build: Callable[[], Variant],
+    workload: Callable[[int], Workload],
+    device: torch.device,
+    options: argparse.Namespace,
+) -> Timer:
+    """A variant, warmed up."""
+    timer = Timer(build(), workload, device)
+    timer.warm_up(options.warm_up)
+    return timer
 
 
-def matmul_rate(device: torch.device) -> float:
-    """Operations per second of a large matrix product in the type that training multiplies in."""
-    size = 8192 if device.type == "cuda" else 2048
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in "ab")
-    seconds = []
-    for _ in range(12):
-        synchronize(device)
-        begin = time.perf_counter()
-        for _ in range(8 if device.type == "cuda" else 1):
-            torch.mm(a, b)
-        synchronize(device)
-        seconds.append((time.perf_counter() - begin) / (8 if device.type == "cuda" else 1))
-    return 2 * size**3 / statistics.median(seconds[2:])
+def attempt(
+    name: str, work: Callable[[], Any], timers: dict[str, Timer], keep: Callable[[Any], None]
+) -> Any:
+    """What `work` returns; if it fails, None, the failure kept, and the variant not timed on."""
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        keep({"name": name, "failed": f"out of memory: {str(error)[:200]}"})
+    except Exception as error:
+        traceback.print_exc(limit=-2)
+        keep({"name": name, "failed": f"{type(error).__name__}: {str(error)[:400]}"})
+    timers.pop(name, None)
+    return None
 
 
-def parts_of_a_step(variant: Variant, workload: Workload, device: torch.device) -> dict[str, float]:
-    """Share of a step's time in each kind of operation, by the profiler."""
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiled:
-        variant.step(workload)
-        synchronize(device)
-    shares: dict[str, float] = {}
-    for event in profiled.key_averages():
-        spent = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        kinds = (part for part, names in PARTS.items() if re.search(names, event.key.lower()))
-        part = next(kinds, "elementwise and other")
-        shares[part] = shares.get(part, 0.0) + spent
-    total = sum(shares.values()) or 1.0
-    ordered = sorted(shares.items(), key=lambda item: -item[1])
-    return {part: round(spent / total, 3) for part, spent in ordered}
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def default_path(device: torch.device) -> Path:
+    """A file for each kind of device."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / f"{slug}.json"
 
 
 def device_name(device: torch.device) -> str:
@@ -242,36 +282,35 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else named()["processor"]
 
 
-def write(device: torch.device, entry: dict[str, Any]) -> None:
-    """Keep the entry beside those of other settings on this device."""
-    name = device_name(device)
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    path = RESULTS / f"{slug}.json"
-    known = json.loads(path.read_text()) if path.exists() else {"device": name, "entries": {}}
-    known["entries"][f"{entry['model']}@{entry['max_length']}x{entry['slots']}"] = entry
-    RESULTS.mkdir(exist_ok=True)
+def write(path: Path, device: torch.device, name: str, entry: dict[str, Any]) -> None:
+    """Keep the entry, so far, beside those of other settings on this device."""
+    fresh: dict[str, Any] = {"device": device_name(device), "entries": {}}
+    known = json.loads(path.read_text()) if path.exists() else fresh
+    known["entries"][name] = entry
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=2) + "\n")
-    print(f"\nwritten to {path}")
 
 
-def print_table(entry: dict[str, Any]) -> None:
-    """The entry, for a person."""
-    first = entry["variants"][0]["tokens_per_second"]
-    print(f"\n{entry['model']}, {entry['layers']} layers, documents <= {entry['max_length']}")
-    print(f"matrix products: {entry['matmul_flops_per_second'] / 1e12:.2f} TFLOP/s\n")
+HEADER = (
+    f"{'variant':58} {'tokens/s':>9} {'[slowest..fastest]':>20} {'slots':>7} {'MFU':>6} "
+    f"{'GiB':>5} ours is"
+)
+
+
+def print_row(row: dict[str, Any], first: dict[str, Any]) -> None:
+    """One variant, for a person."""
+    if "failed" in row:
+        print(f"{row['name'][:58]:58} {row['failed']}", flush=True)
+        return
+    low, high = row["slowest_and_fastest"]
+    ratio = first.get("tokens_per_second", 0) / row["tokens_per_second"]
+    again = row["recompiled_after_warm_up"]
     print(
-        f"{'variant':58} {'tokens/s':>9} {'[slowest..fastest]':>20} {'slots':>7} {'MFU':>6} ours is"
+        f"{row['name']:58} {row['tokens_per_second']:9,} {f'[{low:,}..{high:,}]':>20} "
+        f"{row['slots']:7,} {row['utilisation']:6.1%} {(row['peak_bytes'] or 0) / 2**30:5.1f} "
+        f"{ratio:7.2f}x" + f"  recompiled {again}" * bool(again),
+        flush=True,
     )
-    for row in entry["variants"]:
-        low, high = row["slowest_and_fastest"]
-        again = row["recompiled_after_warm_up"]
-        print(
-            f"{row['name']:58} {row['tokens_per_second']:9,} {f'[{low:,}..{high:,}]':>20} "
-            f"{row['slots']:7,} {row['utilisation']:6.1%} "
-            f"{first / row['tokens_per_second']:7.2f}x" + f"  recompiled {again}" * bool(again)
-        )
-    shares = ", ".join(f"{part} {share:.0%}" for part, share in entry["parts_of_a_step"].items())
-    print(f"\na step of ours: {shares}; graph breaks: {graph_breaks()}")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,23 @@
 Legend: `T` token slots, `M` masked tokens.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import transformers
-from optimi import StableAdamW
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tessera.batch import IGNORED
 from tessera.model.config import ModelConfig
 from tessera.model.dropout import dropout_keys
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.optim.config import AdamW, StableAdamW
+from tessera.optim.optimizers import build_optimizer
 
 MODELS = {
     "tiny": ModelConfig(
@@ -57,24 +60,38 @@ class Workload:
         return sum(len(document) ** 2 for document in self.documents) / self.tokens
 
 
-def draw_workload(
-    *, vocab_size: int, slots: int, max_length: int, seed: int, fixed: bool = False
-) -> Workload:
-    """Documents of log-normal lengths (all of `max_length` if `fixed`) that fill `slots`.
+Lengths = Literal["log-normal", "uniform", "fixed"]
 
-    Each step gets other documents, so that nothing can be specialised to them.
+
+def draw_workload(
+    *,
+    vocab_size: int,
+    slots: int,
+    max_length: int,
+    seed: int,
+    lengths: Lengths = "log-normal",
+    min_length: int = 8,
+) -> Workload:
+    """Documents that fill `slots`, the last one cut.
+
+    Their lengths are log-normal around a quarter of `max_length`, uniform between the two bounds,
+    or all of `max_length`. Each step gets other documents, so that nothing can be specialised to
+    them.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths: list[int] = []
+    chosen: list[int] = []
     left = slots
     while left >= 8:
-        spread = torch.randn((), generator=generator).item()
-        length = int(math.exp(math.log(max_length / 4) + 0.9 * spread))
-        length = max_length if fixed else min(max(length, 8), max_length)
-        lengths.append(min(length, left))
-        left -= lengths[-1]
+        length = max_length
+        if lengths == "log-normal":
+            spread = torch.randn((), generator=generator).item()
+            length = int(math.exp(math.log(max_length / 4) + 0.9 * spread))
+        elif lengths == "uniform":
+            length = int(torch.randint(min_length, max_length + 1, (), generator=generator))
+        chosen.append(min(max(length, min_length), max_length, left))
+        left -= chosen[-1]
     documents, labels = [], []
-    for length in lengths:
+    for length in chosen:
         ids = torch.randint(5, vocab_size, (length,), generator=generator)
         masked = torch.rand(length, generator=generator) < MASKED_SHARE
         documents.append(ids.masked_fill(masked, 4))
@@ -116,7 +133,7 @@ def tessera(
         ids, ends, positions, labels = (
             x.to(device, non_blocking=True) for x in _packed(workload, device)
         )
-        rows = torch.tensor([steps], device=device)
+        rows = torch.full((1,), steps, device=device)
         with _autocast(device):
             out = model(
                 ids,
@@ -136,16 +153,13 @@ def tessera(
 
 
 def _packed(workload: Workload, device: torch.device) -> list[Tensor]:
-    """Ids (T,), segment ends, masked positions (M,) and their labels, at lengths that repeat."""
+    """Ids (T,), segment ends, masked positions (M,) and their labels; T and M repeat."""
     slots = workload.slots
     ids = torch.full((slots,), 3)
     ids[: workload.tokens] = torch.cat(workload.documents)
-    lengths = torch.tensor([len(document) for document in workload.documents])
-    usual_ends = slots // 64
-    room = 1 + usual_ends * math.ceil((len(lengths) + 1) / usual_ends)
-    ends = torch.full((room,), slots, dtype=torch.int32)
-    ends[0] = 0
-    ends[1 : len(lengths) + 1] = lengths.cumsum(0)
+    lengths = [len(document) for document in workload.documents]
+    padding = [slots - workload.tokens] if workload.tokens < slots else []
+    ends = torch.tensor([0, *lengths, *padding]).cumsum(0).to(torch.int32)
     labels = torch.cat(workload.labels)
     found = (labels != IGNORED).nonzero().squeeze(1)
     usual = MASKED_SHARE * slots + 4 * math.sqrt(slots)
@@ -262,20 +276,15 @@ def _pad(rows: Sequence[Tensor], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
 
-def _optimizer(model: nn.Module, device: torch.device) -> StableAdamW:
-    return StableAdamW(
-        model.parameters(),
-        lr=1e-4,
-        betas=(0.9, 0.98),
-        weight_decay=1e-5,
-        triton=device.type == "cuda",
-    )
+def _optimizer(model: nn.Module, device: torch.device) -> Optimizer:
+    config = StableAdamW() if optimizer_name() == "stable_adamw" else AdamW()
+    return build_optimizer(config, model.named_parameters(), device.type)
+
+
+def optimizer_name() -> str:
+    """What every variant steps with: the recipe's optimizer, or, where optimi is missing, AdamW."""
+    return "stable_adamw" if importlib.util.find_spec("optimi") else "adamw"
 
 
 def _autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
-
-def shorter(config: ModelConfig, layers: int | None) -> ModelConfig:
-    """The same model with fewer layers, to try a benchmark out."""
-    return config if layers is None else replace(config, num_hidden_layers=layers)
