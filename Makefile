@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
+DEMO := runs/demo
+END := checkpoints/complete.yaml
 
 .PHONY: setup demo demo-anneal test test-all test-floor check clean
 
@@ -23,22 +25,35 @@ $(FLOOR)/.installed: pyproject.toml
 
 # Real text found on this machine, a tokenizer, shards, three phases, a Hugging Face folder.
 # Every step picks up where it was: interrupt it, or run it again, and nothing is done twice.
-demo: setup data/demo/.prepared
-	$(BIN)/composer main.py yamls/demo/phase1.yaml
-	$(BIN)/composer main.py yamls/demo/phase2.yaml
-	$(BIN)/composer main.py yamls/demo/phase3.yaml
-	$(BIN)/tessera export runs/demo/phase3 --out runs/demo/model
-	$(BIN)/tessera report runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 --out runs/demo/report.html
-	$(BIN)/tessera evaluate runs/demo/model --config yamls/demo/phase3.yaml \
-		--fill 'def __init__([MASK], name):' \
-		--fill 'if value is not [MASK]:' \
-		--fill '    return [MASK].name' \
-		--fill 'Return a copy [MASK] the array.' \
-		--fill 'This function is [MASK] to compute the mean.'
+demo: setup $(DEMO)/report.html $(DEMO)/evaluation.txt
+	@cat $(DEMO)/evaluation.txt
 	@echo
 	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
 	@echo 'model        runs/demo/model'
 	@echo 'report       runs/demo/report.html'
+
+# A phase is done when its checkpoints say so, and again when a YAML is newer than that.
+$(DEMO)/phase1/$(END): data/demo/.prepared
+$(DEMO)/phase2/$(END): $(DEMO)/phase1/$(END)
+$(DEMO)/phase3/$(END): $(DEMO)/phase2/$(END) yamls/demo/phase2.yaml
+$(DEMO)/%/$(END): yamls/demo/%.yaml yamls/demo/phase1.yaml yamls/models/tiny.yaml
+	$(BIN)/composer main.py $<
+	touch $@
+
+$(DEMO)/model/model.safetensors: $(DEMO)/phase3/$(END)
+	$(BIN)/tessera export $(DEMO)/phase3 --out $(DEMO)/model
+
+$(DEMO)/report.html: $(DEMO)/phase3/$(END)
+	$(BIN)/tessera report $(DEMO)/phase1 $(DEMO)/phase2 $(DEMO)/phase3 --out $@
+
+$(DEMO)/evaluation.txt: $(DEMO)/model/model.safetensors
+	$(BIN)/tessera evaluate $(DEMO)/model --config yamls/demo/phase3.yaml \
+		--fill 'def __init__([MASK], name):' \
+		--fill 'if value is not [MASK]:' \
+		--fill '    return [MASK].name' \
+		--fill 'Return a copy [MASK] the array.' \
+		--fill 'This function is [MASK] to compute the mean.' > $@.unfinished
+	mv $@.unfinished $@
 
 # Once: packages installed later would be other text, and other text another tokenizer.
 data/demo/.prepared: | setup

@@ -124,6 +124,24 @@ def test_a_complete_phase_is_left_as_it_is(corpus, undisturbed, capsys):
     assert times() == before
 
 
+def test_a_complete_phase_says_so_before_torch_is_imported(corpus, undisturbed, tmp_path):
+    script = (
+        "import sys\n"
+        "sys.path[:0] = sys.argv[1:2]\n"
+        "sys.modules['torch'] = None\n"
+        "import main\n"
+        "sys.exit(main.main(*sys.argv[2:]))\n"
+    )
+    plain = tiny_run.settings(corpus, undisturbed, **WHOLE_RUN)
+    yaml_path = tiny_run.write_yaml(tmp_path / "run.yaml", plain)
+    command = [sys.executable, "-c", script, str(tiny_run.REPOSITORY), str(yaml_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "complete already" in done.stdout
+    changed = subprocess.run([*command, "optimizer.lr=1e-9"], capture_output=True, text=True)
+    assert changed.returncode != 0 and "torch" in changed.stderr, "another configuration is not it"
+
+
 def test_microbatches_of_another_size_see_the_same_data(corpus, undisturbed, tmp_path):
     folder = interrupted(undisturbed, tmp_path / "run", 6)
     plain = tiny_run.settings(corpus, folder, **WHOLE_RUN, batch__microbatch_rows=1)

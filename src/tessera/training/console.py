@@ -7,6 +7,7 @@ from typing import Any
 
 from tessera.quantities import Duration
 from tessera.training import ranks
+from tessera.training.config import RunConfig
 
 
 def say(text: str) -> None:
@@ -14,6 +15,11 @@ def say(text: str) -> None:
     if ranks.rank() == 0:
         with contextlib.suppress(OSError):  # nobody is listening any more; training goes on
             print(text, flush=True)
+
+
+def say_complete(config: RunConfig) -> None:
+    """That a phase has nothing left to do."""
+    say(f"{config.name}: complete already, in {config.run_folder}; nothing to do")
 
 
 class Progress:

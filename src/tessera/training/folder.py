@@ -4,6 +4,7 @@
 - `metrics.jsonl`: one object per step, and one per evaluation
 - `checkpoints/step00001234.pt`: the state of training after that step
 - `checkpoints/latest`: a link to the newest
+- `checkpoints/complete.yaml`: the configuration of which the phase is complete
 - `checkpoints/pinned.json`: steps that `keep` never deletes
 - `checkpoints/*.damaged`: what could not be read again
 - `stop`: made by whoever wants the run to save and end after its step
@@ -100,6 +101,21 @@ def is_whole(path: Path) -> bool:
             return True
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def mark_complete(folder: Path, config: str) -> None:
+    """Note that the phase of this configuration, as YAML, has come to its end."""
+    if not is_complete(folder, config):
+        path = folder / "checkpoints" / "complete.yaml"
+        write_whole(path, lambda file: file.write(config.encode()))
+
+
+def is_complete(folder: Path, config: str) -> bool:
+    """Whether the phase of this very configuration has ended, and its checkpoint is still there."""
+    path = folder / "checkpoints" / "complete.yaml"
+    if not path.is_file() or path.read_text(encoding="utf-8") != config:
+        return False
+    return is_whole(folder / "checkpoints" / "latest")
 
 
 def damage(path: Path) -> str | None:

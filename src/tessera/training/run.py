@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tessera.config import ConfigError
+from tessera.config import ConfigError, to_yaml
 from tessera.training import blame, ranks
 from tessera.training import folder as files
 from tessera.training.config import RunConfig
-from tessera.training.console import say, warn
+from tessera.training.console import say, say_complete, warn
 from tessera.training.preflight import examine
 from tessera.training.saved import Saved, newest
 from tessera.training.signals import PREEMPTED, StopRequest
@@ -39,7 +39,8 @@ class Run:
         """
         folder = Path(self.config.run_folder)
         if self.trainer is None:
-            say(f"{self.config.name}: complete already, in {folder}; nothing to do")
+            files.mark_complete(folder, to_yaml(self.config))
+            say_complete(self.config)
             return 0
         self.stop.training = True
         try:
@@ -52,6 +53,8 @@ class Run:
         if self.preempted():
             say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
             return PREEMPTED
+        if ranks.rank() == 0:
+            files.mark_complete(folder, to_yaml(self.config))
         say(f"{self.config.name}: complete, in {folder}")
         return 0
 
