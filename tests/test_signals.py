@@ -173,17 +173,18 @@ def test_a_rank_whose_launcher_died_before_it_began_does_not_begin(tmp_path):
     )
     launcher = (
         "import os, subprocess, sys\n"
-        "path, orphan = sys.argv[1:]\n"
-        "child = subprocess.Popen([sys.executable, path, str(os.getpid()), *orphan.split()])\n"
-        "orphan or child.wait()\n"
+        "more = ['orphan'] if 'orphan' in sys.argv else []\n"
+        "command = [sys.executable, os.environ['SCRIPT'], str(os.getpid()), *more]\n"
+        "child = subprocess.Popen(command, start_new_session='apart' in sys.argv)\n"
+        "more or child.wait()\n"
     )
-    for orphan, begins in (("", True), ("orphan", False)):
+    kinds = {("its group",): True, ("apart", "rank.py"): True, ("orphan", "apart"): False}
+    for how, begins in kinds.items():
         done = subprocess.run(
-            [sys.executable, "-c", launcher, str(rank), orphan],
+            [sys.executable, "-c", launcher, *how],
             capture_output=True,  # until the rank, too, has closed its end
             text=True,
-            env={**tiny_run.environment(), "LOCAL_WORLD_SIZE": "1"},
-            start_new_session=True,
+            env={**tiny_run.environment(), "LOCAL_WORLD_SIZE": "1", "SCRIPT": str(rank)},
         )
         assert ("began" in done.stdout) == begins
         assert ("the launcher is gone" in done.stderr) != begins
