@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import data_oracles as oracle
 
-from tessera.data.packer import Waiting, longest_wait, wants_more
-from tessera.data.pieces import Cut, Piece
+from tessera.data.packer import Waiting, wants_more
+from tessera.data.pieces import FRAME_TOKENS, Cut, Piece
 
 
 def pieces(lengths):
@@ -41,6 +41,20 @@ def test_rows_are_those_of_the_obvious_packer(seed, longest, row_tokens, waiting
     assert sorted(sum(numbers, left)) == list(range(len(lengths)))
     assert left == sorted(left)
     assert all(sum(piece.tokens for piece in row) <= row_tokens for row in rows)
+
+
+def longest_wait(row_tokens: int, max_seq_len: int, waiting_pieces: int) -> int:
+    """Rows of its lane that a piece may see pass before it is in one.
+
+    What waits before a new piece is less than `waiting_pieces` pieces, or 5/4 rows. If segments are
+    at most a quarter of a row, each row takes a whole one of the oldest, less the one that did not
+    fit and the one that was exchanged; that one is first in the next row, since all that were older
+    were taken. Else each row takes at least the oldest.
+    """
+    ahead_tokens = max((waiting_pieces - 1) * max_seq_len, -(-5 * row_tokens // 4))
+    if 4 * max_seq_len <= row_tokens:
+        return 1 + -(-ahead_tokens // (row_tokens - 2 * max_seq_len))
+    return max(waiting_pieces - 1, -(-5 * row_tokens // 4) // (FRAME_TOKENS + 1))
 
 
 @given(

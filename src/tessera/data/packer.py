@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from tessera.data.pieces import FRAME_TOKENS, Piece, PieceId
+from tessera.data.pieces import Piece, PieceId
 
 _AGE_BITS = 44
 _NEWEST = (1 << _AGE_BITS) - 1
@@ -43,7 +43,7 @@ class Waiting:
         """The pieces of the next row, which no longer wait.
 
         The oldest, until one does not fit: rows keep near the order of reading and its shares of
-        the sources, and every wait is bounded (`longest_wait`). Then the largest that fits, the
+        the sources, and every wait is bounded. Then the largest that fits, the
         oldest of equals, until none fits. Last, if slots are left, one of the oldest but the very
         first makes way for a larger one, if that fills more.
         """
@@ -93,17 +93,3 @@ class Waiting:
 def wants_more(waiting: Waiting, row_tokens: int, waiting_pieces: int) -> bool:
     """Whether too little waits to choose well: few pieces, or hardly more than a row."""
     return len(waiting) < waiting_pieces or 4 * waiting.tokens < 5 * row_tokens
-
-
-def longest_wait(row_tokens: int, max_seq_len: int, waiting_pieces: int) -> int:
-    """Rows of its lane that a piece may see pass before it is in one.
-
-    What waits before a new piece is less than `waiting_pieces` pieces, or 5/4 rows. If segments are
-    at most a quarter of a row, each row takes a whole one of the oldest, less the one that did not
-    fit and the one that was exchanged; that one is first in the next row, since all that were older
-    were taken. Else each row takes at least the oldest.
-    """
-    ahead_tokens = max((waiting_pieces - 1) * max_seq_len, -(-5 * row_tokens // 4))
-    if 4 * max_seq_len <= row_tokens:
-        return 1 + -(-ahead_tokens // (row_tokens - 2 * max_seq_len))
-    return max(waiting_pieces - 1, -(-5 * row_tokens // 4) // (FRAME_TOKENS + 1))

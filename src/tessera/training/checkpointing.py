@@ -77,8 +77,6 @@ class Checkpoints(Callback):
     say: Callable[[str], None]
     before_save: Callable[[], None]
     """Called on rank 0: what must be on the disk before a checkpoint that comes after it."""
-    saved_step: int = 0
-    """The step of the newest checkpoint, or of the one resumed from."""
     preempted: bool = False
     """Whether training ends because of a signal."""
     failed_saves: int = 0
@@ -128,14 +126,13 @@ class Checkpoints(Callback):
         problem = ranks.from_first(problem)
         self.failed_saves = 0 if problem is None else self.failed_saves + 1
         if problem is None:
-            self.saved_step = self.stepping.clock.steps
-        elif must or self.failed_saves >= FAILED_SAVES:
+            return
+        if must or self.failed_saves >= FAILED_SAVES:
             raise TrainingStopped(
                 f"the checkpoint could not be written ({problem}). The last one stands: make room "
                 f"or mend {self.config.run_folder}, and start again"
             )
-        else:
-            self.say(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
+        self.say(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 
     def _write(self, contents: dict[str, Any], pin: bool) -> None:
         folder, step = Path(self.config.run_folder), self.stepping.clock.steps
