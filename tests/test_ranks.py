@@ -71,7 +71,7 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
 
 
 @pytest.mark.skipif(
-    torch.__version__ < "2.8", reason="FSDP averages with ReduceOp.AVG, which gloo learnt later"
+    torch.__version__ < "2.8", reason="gloo knew no averages and mixed up the exchanges of FSDP"
 )
 def test_sharded_training_is_the_same_training(corpus, alone, tmp_path):
     sharded = tmp_path / "sharded"

@@ -499,6 +499,14 @@ def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
     assert parallelism(decode(RunConfig, plain, "test"), encoder) is None
 
 
+@pytest.mark.skipif(torch.__version__ >= "2.8", reason="there it works: see test_ranks.py")
+def test_sharding_that_gloo_cannot_do_is_refused(corpus, tmp_path):
+    from tessera.config import ConfigError
+
+    with pytest.raises(ConfigError, match=r"compute\.sharding: fsdp .* needs torch 2\.8 or newer"):
+        build(tiny_run.settings(corpus, tmp_path / "run", compute__sharding="fsdp"))
+
+
 def test_the_watchdog_shows_where_a_step_hangs(corpus, tmp_path):
     folder = tmp_path / "run"
     run = build(tiny_run.settings(corpus, folder, duration="2ba", watchdog_minutes=0.5 / 60))

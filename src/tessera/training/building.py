@@ -14,7 +14,7 @@ from composer.core import State
 from composer.utils import FSDP2Config, ParallelismConfig, dist
 
 from tessera.checkpoints.reader import read_checkpoint
-from tessera.config import to_yaml
+from tessera.config import ConfigError, to_yaml
 from tessera.data.batch_size import data_rank
 from tessera.data.evaluation import evaluation_batches
 from tessera.data.loader import Loader, LoaderState
@@ -51,6 +51,11 @@ def build(config: RunConfig, held: Held | None) -> Run:
     run.stop.install()
     run.closing.append(run.stop.uninstall)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.compute.sharding == "fsdp" and device == "cpu" and torch.__version__ < "2.8":
+        raise ConfigError(
+            f"compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
+            f"{torch.__version__}): gloo mixes up its exchanges before that. Leave it at none"
+        )
     torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
     _quiet()
     if ranks.world_size() > 1:
