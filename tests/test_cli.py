@@ -88,6 +88,17 @@ def test_shards_that_are_not_as_the_index_says_are_named_before_training(corpus,
     assert main(["check", str(yaml_path), "train_data.on_bad_shard=skip"]) == 0
 
 
+def test_a_problem_names_the_file_its_key_came_from(corpus, tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    base = write_yaml(tmp_path / "deep" / "base.yaml", settings(tmp_path / "no", tmp_path / "run"))
+    (tmp_path / "own.yaml").write_text("extends: deep/base.yaml\n")
+    said = refused(capsys, "check", str(tmp_path / "own.yaml"))
+    assert f"train_data.sources.web (from {base}): source 'web': " in said
+    override = f"train_data.sources.web.local={tmp_path / 'nor-here'}"
+    said = refused(capsys, "check", str(tmp_path / "own.yaml"), override)
+    assert "train_data.sources.web: source 'web': " in said
+
+
 def test_a_wrong_tokenizer_is_said_once_a_source(corpus, tmp_path, capsys):
     local = tmp_path / "corpus"
     shutil.copytree(corpus, local)

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from tessera.config import ConfigError, load, to_plain, to_yaml
+from tessera.config import ConfigError, defined_in, load, to_plain, to_yaml
 from tessera.quantities import ByteSize, Duration
 
 
@@ -176,6 +176,20 @@ def test_extends_pulls_in_files_at_any_level_and_own_keys_win(tmp_path):
     assert (run.folder, run.packed) == ("own", False)
     assert run.packing == Packing(row_tokens=1, open_rows=9)
     assert run.schedule == Constant()
+
+
+def test_a_key_is_traced_to_the_file_it_stands_in(tmp_path):
+    packing = written(tmp_path, "row_tokens: 1\nopen_rows: 2", "parts/packing.yaml")
+    base = written(tmp_path, "folder: base\npacking: {extends: packing.yaml}", "parts/base.yaml")
+    own = written(tmp_path, "extends: parts/base.yaml\npacking: {open_rows: 9}")
+    for key, file in (
+        ("packing.row_tokens", packing),
+        ("packing.open_rows", own),
+        ("folder", base),
+        ("folder.inside", None),
+        ("packed", None),
+    ):
+        assert defined_in(own, key) == file
 
 
 @pytest.mark.parametrize(

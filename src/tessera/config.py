@@ -61,6 +61,11 @@ def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) ->
     return decode(cls, plain, str(path))
 
 
+def defined_in(path: Path, key: str) -> Path | None:
+    """The file that a dotted key stands in: `path`, or one that it extends; None if in none."""
+    return _find(OmegaConf.to_container(OmegaConf.load(path)), path, key.split("."))
+
+
 def decode(cls: type[Section], plain: Any, origin: str) -> Section:
     """Turn plain dicts, lists and scalars into `cls`; `origin` names them in errors.
 
@@ -122,11 +127,26 @@ def _extend(section: dict, path: Path, chain: tuple[Path, ...]) -> dict:
         for key, value in section.items()
         if key != "extends"
     }
-    bases = section.get("extends", [])
     merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases or []:
-        merged = _merge(merged, _read(path.parent / str(base), chain))
+    for base in _bases(section):
+        merged = _merge(merged, _read(path.parent / base, chain))
     return _merge(merged, own)
+
+
+def _bases(section: dict) -> list[str]:
+    bases = section.get("extends") or []
+    return [bases] if isinstance(bases, str) else list(map(str, bases))
+
+
+def _find(section: Any, path: Path, names: Sequence[str]) -> Path | None:
+    if not names:
+        return path
+    if not isinstance(section, dict):
+        return None
+    found = _find(section[names[0]], path, names[1:]) if names[0] in section else None
+    for base in reversed(_bases(section)):
+        found = found or defined_in(path.parent / base, ".".join(names))
+    return found
 
 
 def _merge(base: dict, own: dict) -> dict:

@@ -1,9 +1,12 @@
 """`tessera check`: what a YAML would run, at a glance."""
 
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tessera.config import ConfigError
+from tessera.config import ConfigError, defined_in
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
 from tessera.training.folder import checkpoints, damage
@@ -13,7 +16,7 @@ from tessera.training.saved import Saved, read, resumable
 _BLOCKS = " .:-=+*#%@"
 
 
-def describe(config: RunConfig, origin: str, world_size: int) -> str:
+def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequence[str] = ()) -> str:
     """The run in a dozen lines.
 
     Raises:
@@ -32,6 +35,7 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
             found.append(str(error))
     if found:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        found = [_located(problem, origin, overrides) for problem in found]
         raise ConfigError("\n  ".join([f"{origin}: {count}", *found]))
     lines = {
         "run": f"{config.name}, in {config.run_folder}",
@@ -60,6 +64,17 @@ def describe(config: RunConfig, origin: str, world_size: int) -> str:
         lines["but"] = "; ".join(findings.doubts)
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+
+
+def _located(problem: str, origin: str, overrides: Sequence[str]) -> str:
+    """The problem, with the file its key stands in if that is another one than `origin`."""
+    key, colon, text = problem.partition(":")
+    if not re.fullmatch(r"[\w.]+", key) or any(o.startswith(key) for o in overrides):
+        return problem
+    path = defined_in(Path(origin), key)
+    if path is None or path == Path(origin):
+        return problem
+    return f"{key} (from {os.path.normpath(path)}){colon}{text}"
 
 
 def parameters(config: ModelConfig) -> int:

@@ -108,7 +108,7 @@ def _check(options: argparse.Namespace) -> int:
     if options.world_size < 1:
         raise ConfigError(f"--world-size must be at least 1; got {options.world_size}")
     config = load(RunConfig, options.config, options.overrides)
-    print(describe(config, options.config, options.world_size))
+    print(describe(config, options.config, options.world_size, options.overrides))
     return 0
 
 
