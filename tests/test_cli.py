@@ -49,6 +49,11 @@ def test_check_tells_what_an_interrupted_phase_would_resume_from(corpus, tmp_pat
     assert "complete already" in capsys.readouterr().out
     assert "seed: was 3, is 4" in refused(capsys, "check", longer, "seed=4")
 
+    after = settings(corpus, tmp_path / "next", start_from=str(tmp_path / "run"))
+    assert main(["check", str(write_yaml(tmp_path / "b.yaml", after))]) == 0
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown.split()[:2] == ["warning", "train_data.seed:"]
+
 
 def test_check_reports_all_that_the_files_say_is_wrong(corpus, tmp_path, capsys):
     broken = tmp_path / "corpus"

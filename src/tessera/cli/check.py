@@ -61,7 +61,7 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     if changes:
         lines["changed"] = "; ".join(changes)
     if findings.doubts:
-        lines["but"] = "; ".join(findings.doubts)
+        lines["warning"] = "; ".join(findings.doubts)
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
 
