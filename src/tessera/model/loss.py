@@ -17,6 +17,8 @@ _CHUNK_LOGITS = 2**28
 """Logits held at a time, at most: half a gigabyte of bfloat16, and as much for their gradient."""
 _CHUNK_LOGITS_ON_CPU = 2**22
 """Few enough to stay near the cores between one pass over them and the next."""
+_CHUNK_ROWS = 256
+"""Fewer tokens a chunk, and adding to the weight's gradient costs more than the products."""
 
 
 def masked_loss(
@@ -47,6 +49,7 @@ def masked_loss(
     device = hidden.device.type
     if chunk_logits is None:
         chunk_logits = _CHUNK_LOGITS_ON_CPU if device == "cpu" else _CHUNK_LOGITS
+        chunk_logits = max(chunk_logits, _CHUNK_ROWS * weight.size(0))
     chunks = max(1, -(-hidden.size(0) * weight.size(0) // chunk_logits))
     rows = max(1, -(-hidden.size(0) // chunks))
     function = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
