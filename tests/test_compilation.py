@@ -65,7 +65,8 @@ def test_compiled_layers_are_whole_and_compiled_once_whatever_the_documents():
     assert graph_breaks() == breaks
     for ours, theirs in zip([first, *rest], expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+            largest = max(1.0, b.abs().max().item())
+            torch.testing.assert_close(a, b, atol=1e-4 * largest, rtol=1e-4)
 
     step(model, 0, tokens=TOKENS // 2)
     assert graphs_compiled() > after_warm_up, "the counter must notice another shape"
