@@ -8,10 +8,11 @@ inputs and writes its outputs once: residual stream in float32, all else in bflo
 optimizer are left out: a step of half a million tokens shares them.
 """
 
+import torch
 from workloads import MASKED_SHARE, MODELS
 
 from tessera.model.config import ModelConfig
-from tessera.model.flops import flops_per_token
+from tessera.model.flops import training_flops
 
 GPUS = {"H100 SXM": (989e12, 3.35e12), "H200 SXM": (989e12, 4.8e12)}
 """Dense bfloat16 operations and bytes of memory per second, by their data sheets."""
@@ -62,7 +63,7 @@ def bytes_per_token(config: ModelConfig) -> float:
 def row(name: str, length: int, gpu: str) -> str:
     """One line of the table, for documents that are all of this length."""
     config = MODELS[name]
-    flops = flops_per_token(config, attended_tokens=length, masked_share=MASKED_SHARE)
+    flops = training_flops(config, torch.tensor([length]), MASKED_SHARE * length) / length
     moved = bytes_per_token(config)
     peak, bandwidth = GPUS[gpu]
     both = 1 / (flops / peak + moved / bandwidth)

@@ -13,7 +13,7 @@ from workloads import MASKED_SHARE, Variant, Workload
 
 from tessera.model.compilation import graphs_compiled
 from tessera.model.config import ModelConfig
-from tessera.model.flops import flops_per_token
+from tessera.model.flops import training_flops
 
 PARTS = {
     "attention": r"attend|flash|attention|fmha|flex",
@@ -71,9 +71,8 @@ class Timer:
     def summary(self, config: ModelConfig, rate: float) -> dict[str, Any]:
         """Tokens per second, their spread, and the share of the machine's products used."""
         example = self._workload(0)
-        flops = flops_per_token(
-            config, attended_tokens=example.attended_tokens, masked_share=MASKED_SHARE
-        )
+        lengths = torch.tensor([len(document) for document in example.documents])
+        flops = training_flops(config, lengths, MASKED_SHARE * example.tokens) / example.tokens
         median = statistics.median(self.speeds)
         cuda = self._device.type == "cuda"
         return {
@@ -87,23 +86,6 @@ class Timer:
             "recompiled_after_warm_up": self.recompiled,
             "warm_up_seconds": round(self.warm_up_seconds, 1),
         }
-
-
-def matmul_rate(device: torch.device) -> float:
-    """Operations per second of a large matrix product in the type that training multiplies in."""
-    cuda = device.type == "cuda"
-    size, repeats = (8192, 8) if cuda else (2048, 1)
-    dtype = torch.bfloat16 if cuda else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in "ab")
-    seconds = []
-    for _ in range(12):
-        synchronize(device)
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            torch.mm(a, b)
-        synchronize(device)
-        seconds.append((time.perf_counter() - begin) / repeats)
-    return 2 * size**3 / statistics.median(seconds[2:])
 
 
 def parts_of_a_step(variant: Variant, workload: Workload, device: torch.device) -> dict[str, float]:

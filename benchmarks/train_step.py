@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from hardware import named
-from measuring import Timer, matmul_rate, parts_of_a_step
+from measuring import Timer, parts_of_a_step
 from workloads import (
     MODELS,
     Variant,
@@ -44,6 +44,7 @@ from workloads import (
 from tessera.model.attention.backends import survey
 from tessera.model.compilation import graph_breaks
 from tessera.model.config import ModelConfig
+from tessera.model.flops import matmul_rate
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = [("base", 1024), ("base", 8192), ("large", 1024), ("large", 8192)]
@@ -112,6 +113,7 @@ def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
     config = replace(MODELS[model], **changes)
     slots = options.slots or (8192 if device.type == "cpu" else SLOTS.get(model, 98_304))
     length = options.max_length or 512
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def workload(step: int) -> Workload:
         return draw_workload(
@@ -134,7 +136,7 @@ def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
         "optimizer": optimizer_name(),
         "machine": named(),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "matmul_flops_per_second": matmul_rate(device),
+        "matmul_flops_per_second": matmul_rate(device, dtype, seconds=1.0),
         "variants": [],
         "parts_of_a_step": {},
     }

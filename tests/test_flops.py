@@ -1,10 +1,11 @@
 """Operations counted by formula are those that torch counts as they happen."""
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tessera.model.config import ModelConfig
-from tessera.model.flops import flops_per_token
+from tessera.model.flops import matmul_rate, training_flops
 from tessera.model.modernbert import ModernBertForMaskedLM
 
 CONFIG = ModelConfig(
@@ -17,40 +18,41 @@ CONFIG = ModelConfig(
 )
 
 
-def counted(training: bool) -> float:
+def counted() -> float:
     """Of one document of 100 tokens, 30 of them predicted; attention is opaque to the counter."""
     model = ModernBertForMaskedLM(CONFIG)
     model.initialize(0)
     ids = torch.randint(0, 96, (100,))
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+    with FlopCounterMode(display=False) as counter:
         out = model(
             ids,
             cu_seqlens=torch.tensor([0, 100], dtype=torch.int32),
             masked_positions=torch.arange(30),
             masked_labels=ids[:30],
         )
-        if training:
-            out.loss_sum.backward()
-    return counter.get_total_flops() / 100
-
-
-def attention(training: bool) -> float:
-    per_layer = 2 * 2 * 32 * 100  # scores and their sum over values, two operations each
-    return 5 * per_layer * (3 if training else 1)
+        out.loss_sum.backward()
+    return counter.get_total_flops()
 
 
 def test_forward_and_backward_are_counted_as_torch_does():
-    for training in (False, True):
-        formula = flops_per_token(CONFIG, attended_tokens=100, masked_share=0.3, training=training)
-        exact = counted(training) + attention(training)
-        assert abs(formula / exact - 1) < 1e-3
+    per_layer = 2 * 2 * 32 * 100 * 100  # scores and their sum over values, two operations each
+    exact = counted() + 5 * 3 * per_layer
+    assert training_flops(CONFIG, torch.tensor([100]), 30) == pytest.approx(exact, rel=1e-3)
 
 
-def test_windows_bound_what_long_documents_cost():
+def test_windows_and_documents_bound_what_attention_costs():
     base = ModelConfig()
 
-    def at(length):
-        return flops_per_token(base, attended_tokens=length, masked_share=0.3)
+    def attention(*lengths):
+        alone = training_flops(base, torch.ones(sum(lengths)), 0)
+        return training_flops(base, torch.tensor(lengths), 0) - alone
 
-    local, everywhere = 14, 22
-    assert at(2000) - at(1000) == 6 * 2 * 768 * 1000 * (everywhere - local)
+    local, everywhere, a_pair = 14, 8, 6 * 2 * 768
+    more = 2000**2 - 2 * 1000**2
+    windowed = 2000 * 129 - 2 * 1000 * 129
+    expected = a_pair * (everywhere * more + local * windowed)
+    assert attention(2000) - attention(1000, 1000) == pytest.approx(expected)
+
+
+def test_the_rate_of_products_is_one_that_a_machine_can_have():
+    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32, seconds=0.01) < 1e15

@@ -20,6 +20,7 @@ from tessera.data.evaluation import evaluation_batches
 from tessera.data.loader import Loader, LoaderState
 from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.attention.backends import choose
+from tessera.model.flops import matmul_rate
 from tessera.model.init import tile_weights
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.optim.optimizers import build_optimizer, remember_peak
@@ -30,7 +31,6 @@ from tessera.training.compiling import RecompileWatch
 from tessera.training.config import RunConfig
 from tessera.training.console import Progress, amount_of, say, warn
 from tessera.training.evaluating import Batches, Evaluation
-from tessera.training.flops import measured_peak
 from tessera.training.guard import Guard
 from tessera.training.loggers import open_loggers
 from tessera.training.metrics import MetricsFile
@@ -91,7 +91,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
         judge=Guard(config.spikes),
         stop_signal=run.asked_to_stop,
         sinks=sinks,
-        peak_flops=measured_peak(torch.device(device), _matrix_dtype(config, device)),
+        peak_flops=matmul_rate(torch.device(device), _matrix_dtype(config, device), seconds=0.1),
     )
     if saved is not None:
         known = vars(stepping.clock).keys() & saved.progress.keys()

@@ -15,12 +15,13 @@ from composer.loggers import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tessera.batch import RankBatch
+from tessera.batch import PackedBatch, RankBatch
 from tessera.model.compilation import graphs_compiled
+from tessera.model.config import ModelConfig
+from tessera.model.flops import training_flops
 from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
 from tessera.training import guard, ranks
 from tessera.training.config import RunConfig
-from tessera.training.flops import training_flops
 from tessera.training.guard import Guard, SpikeError
 from tessera.training.mlm import MaskedLanguageModel
 from tessera.training.step import Step, finite_or_none, share_of, whole
@@ -100,7 +101,7 @@ class Stepping(Callback):
             self.batch,
             loss_sum=sum(each),
             grad_norm=norm,
-            flops=training_flops(self.config.model, self.batch.microbatches),
+            flops=sum(_flops(self.config.model, m) for m in self.batch.microbatches),
             stop_signal=self.stop_signal(),
         )
         self.step = whole(ranks.gather(share))
@@ -179,6 +180,11 @@ class Stepping(Callback):
             "loader_wait_seconds": step.wait_seconds,
             "graphs_compiled": graphs_compiled(),
         }
+
+
+def _flops(config: ModelConfig, batch: PackedBatch) -> float:
+    real = batch.tokens / batch.input_ids.numel()
+    return real * training_flops(config, batch.cu_seqlens.diff(), batch.masked_tokens / real)
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
