@@ -70,12 +70,14 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
     assert_same_data_and_nearly_same_losses(four, alone)
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.8", reason="gloo knew no averages and mixed up the exchanges of FSDP"
-)
-def test_sharded_training_is_the_same_training(corpus, alone, tmp_path):
-    sharded = tmp_path / "sharded"
-    plain = tiny_run.settings(corpus, sharded, **RUN, compute__sharding="fsdp")
+def test_sharded_training_is_the_same_training(corpus, tmp_path):
+    # gloo could not average before torch 2.8, as StableAdamW does over a sharded weight.
+    optimizer = {"name": "stable_adamw" if torch.__version__ >= "2.8" else "adamw", "lr": 0.01}
+    # So few validation tokens that of one source the second rank has none.
+    run = {**RUN, "optimizer": optimizer, "evaluation__max_tokens": 150}
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    assert tiny_run.train(tiny_run.settings(corpus, alone, **run)) == 0
+    plain = tiny_run.settings(corpus, sharded, **run, compute__sharding="fsdp")
     launch(plain, tmp_path, 2)
     assert_same_data_and_nearly_same_losses(sharded, alone)
 
@@ -86,13 +88,11 @@ def test_sharded_training_is_the_same_training(corpus, alone, tmp_path):
     assert last[0] == last[1]
 
     exported = export(read_checkpoint(sharded), tmp_path / "model")  # compares logits itself
-    weights = [load_model(path).state_dict() for path in (exported, sharded, alone)]
-    for name, weight in weights[0].items():
-        assert torch.equal(weight, weights[1][name]), name
-        assert torch.allclose(weight, weights[2][name], atol=2e-3), name
+    theirs, ours = (load_model(path).state_dict() for path in (exported, sharded))
+    assert all(torch.equal(weight, ours[name]) for name, weight in theirs.items())
 
     whole = halfway(sharded, tmp_path / "whole")
-    assert tiny_run.train(tiny_run.settings(corpus, whole, **RUN)) == 0
+    assert tiny_run.train(tiny_run.settings(corpus, whole, **run)) == 0
     assert_same_data_and_nearly_same_losses(whole, alone)
 
 

@@ -82,17 +82,11 @@ class Evaluation(Callback):
         }
 
     def _score(self, state: State, batches: Iterable[PackedBatch]) -> dict[str, Any]:
-        loss, right, masked, tokens = 0.0, 0.0, 0, 0
-        sums: list[Tensor] = []
-        batch = None
-        for batch in batches:
-            sums.append(self._forward(state, batch))
-            masked += batch.masked_tokens
-            tokens += batch.tokens
-        if state.fsdp_enabled:
-            self._keep_up(state, len(sums), batch)
-        if sums:
-            loss, right = torch.stack(sums).sum(0).tolist()
+        own = list(batches)
+        extra = _idle_turns(own) if state.fsdp_enabled else []
+        sums = [self._forward(state, batch) for batch in [*own, *extra]][: len(own)]
+        loss, right = torch.stack(sums).sum(0).tolist() if sums else (0.0, 0.0)
+        masked, tokens = sum(b.masked_tokens for b in own), sum(b.tokens for b in own)
         parts = ranks.gather((loss, right, masked, tokens))
         losses, rights, maskeds, counts = zip(*parts, strict=True)
         every = max(1, sum(maskeds))
@@ -108,11 +102,13 @@ class Evaluation(Callback):
         with get_precision_context(state.precision, state.precision_config):
             return self.model(batch)
 
-    def _keep_up(self, state: State, done: int, last: PackedBatch | None) -> None:
-        """Sharded weights are put together by all ranks at once: work as often as the busiest."""
-        # Rows are dealt out in turn: who has none may borrow from who has one.
-        others = ranks.gather((done, last if done == 1 else None))
-        spare = last or next((batch for _, batch in others if batch is not None), None)
-        for _ in range(max(count for count, _ in others) - done):
-            assert spare is not None
-            self._forward(state, spare)
+
+def _idle_turns(own: Sequence[PackedBatch]) -> list[PackedBatch]:
+    """What to work on besides: sharded weights are put together by all ranks at once.
+
+    Asked before the first of them, so that all ranks exchange the same things in the same order.
+    """
+    # Rows are dealt out in turn: who has none may borrow from who has one.
+    others = ranks.gather((len(own), own[0] if len(own) == 1 else None))
+    spares = [*own, *(batch for _, batch in others if batch is not None)]
+    return spares[:1] * (max(count for count, _ in others) - len(own))
