@@ -46,6 +46,7 @@ def assert_same_data_and_nearly_same_losses(folder, alone):
         for key in ("step", "tokens", "lr", "digest", "masked_tokens", "source_tokens", "rows"):
             assert one[key] == other[key], (key, one["step"])
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
     scores = [tiny_run.metrics(f, "evaluation")[-1]["sources"] for f in (folder, alone)]
     for source, score in scores[0].items():
         assert score["masked_tokens"] == scores[1][source]["masked_tokens"]
@@ -70,11 +71,12 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
     assert_same_data_and_nearly_same_losses(four, alone)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="gloo cannot average, and gradients come out as sums"
+)
 def test_sharded_training_is_the_same_training(corpus, tmp_path):
-    # gloo could not average before torch 2.8, as StableAdamW does over a sharded weight.
-    optimizer = {"name": "stable_adamw" if torch.__version__ >= "2.8" else "adamw", "lr": 0.01}
     # So few validation tokens that of one source the second rank has none.
-    run = {**RUN, "optimizer": optimizer, "evaluation__max_tokens": 150}
+    run = {**RUN, "evaluation__max_tokens": 150}
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     assert tiny_run.train(tiny_run.settings(corpus, alone, **run)) == 0
     plain = tiny_run.settings(corpus, sharded, **run, compute__sharding="fsdp")

@@ -51,11 +51,10 @@ def build(config: RunConfig, held: Held | None) -> Run:
     run.stop.install()
     run.closing.append(run.stop.uninstall)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sharded = config.compute.sharding == "fsdp" and config.optimizer.name == "stable_adamw"
-    if sharded and device == "cpu" and torch.__version__ < "2.8":
+    if config.compute.sharding == "fsdp" and device == "cpu" and torch.__version__ < "2.8":
         raise ConfigError(
-            f"compute.sharding: fsdp with stable_adamw without a GPU needs torch 2.8 (this "
-            f"is {torch.__version__}) or newer, whose gloo can average; use adamw, or sharding none"
+            "compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
+            f"{torch.__version__}): gloo would sum gradients instead of averaging them"
         )
     torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
     _quiet()
