@@ -91,7 +91,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
         judge=Guard(config.spikes),
         stop_signal=run.asked_to_stop,
         sinks=sinks,
-        peak_flops=matmul_rate(torch.device(device), _matrix_dtype(config, device), seconds=0.1),
+        peak_flops=matmul_rate(torch.device(device), _matrix_dtype(config, device), seconds=0.3),
     )
     if saved is not None:
         known = vars(stepping.clock).keys() & saved.progress.keys()
