@@ -86,7 +86,10 @@ def test_a_file_named_stop_does_what_a_signal_does(corpus, tmp_path):
     assert run.fit() == 75
     assert list(files.checkpoints(folder)) == [3]
     assert not (folder / "stop").exists()
-    (folder / "stop").touch()  # a wish that came when nobody trained is forgotten
+    (folder / "stop").touch()  # while it starts
+    assert tiny_run.train(tiny_run.settings(corpus, folder, duration="9ba")) == 75
+    (folder / "stop").touch()
+    os.utime(folder / "stop", (0, 0))  # a wish that came when nobody trained is forgotten
     assert tiny_run.train(tiny_run.settings(corpus, folder, duration="9ba")) == 0
 
 

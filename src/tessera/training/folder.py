@@ -200,9 +200,15 @@ def prune(folder: Path, keep: int) -> list[Path]:
     return gone
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Delete what an interrupted write left, which never was a checkpoint, and old wishes."""
+def clear_unfinished(folder: Path, began: float) -> None:
+    """Delete what an interrupted write left, which never was a checkpoint, and old wishes.
+
+    Args:
+        folder: the run folder.
+        began: when this run was started, in seconds since 1970. A wish since then is meant for it.
+    """
     for path in (folder / "checkpoints").glob(".*.writing"):
         path.unlink()
     with contextlib.suppress(FileNotFoundError):
-        (folder / STOP_FILE).unlink()
+        if (folder / STOP_FILE).stat().st_mtime < began:
+            (folder / STOP_FILE).unlink()

@@ -6,6 +6,8 @@ exchange is with itself. Imports torch only to exchange something.
 """
 
 import os
+import time
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -36,6 +38,14 @@ def local_world_size() -> int:
 def launched() -> bool:
     """Whether a launcher started this process, and watches it."""
     return "LOCAL_WORLD_SIZE" in os.environ
+
+
+def began() -> float:
+    """When this process, or the launcher it is of, was started: seconds since 1970 (proc(5))."""
+    process = os.getppid() if launched() else os.getpid()
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    seconds_up = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - seconds_up + int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def gather(value: Value) -> list[Value]:

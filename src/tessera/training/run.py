@@ -125,7 +125,7 @@ def take(config: RunConfig) -> Held:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     lock = files.lock(folder)
     try:
-        files.clear_unfinished(folder)
+        files.clear_unfinished(folder, ranks.began())
         return Held(lock, newest(folder, warn))
     except BaseException:
         lock.release()
