@@ -131,6 +131,19 @@ def test_a_revision_holds_all_that_training_continues_from(released, run):
     assert found.max_seq_len == 64
 
 
+def test_a_revision_is_for_all_to_read(released):
+    modes = {path.name: path.stat().st_mode for path in (released / SECOND).rglob("*.*")}
+    assert {mode & 0o777 for mode in modes.values()} == {modes["config.json"] & 0o777}, modes
+
+
+def test_an_evaluation_of_another_step_is_not_a_revisions(run, tmp_path):
+    earlier = shutil.copytree(run, tmp_path / "phase1", symlinks=True)
+    metrics = earlier / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"step": 80', '"step": 79'))
+    release(earlier, tmp_path / "out")
+    assert "Not evaluated at this step." in (tmp_path / "out" / SECOND / "README.md").read_text()
+
+
 def test_nothing_in_a_revision_is_a_pickle_or_tells_a_place(released):
     for path in (released / SECOND).rglob("*"):
         if path.is_file():

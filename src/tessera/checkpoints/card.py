@@ -63,7 +63,7 @@ def model_card(
         _continuation(checkpoint, name),
         "## Recipe\n\n" + (_recipe(settings) or "Not recorded in the checkpoint."),
         "## Data\n\n" + (_mixture(settings, progress) or "Not recorded in the checkpoint."),
-        "## Evaluation\n\n" + (_scores(scores) or "Not evaluated at or before this step."),
+        "## Evaluation\n\n" + (_scores(scores) or "Not evaluated at this step."),
         "## Versions\n\n" + _table(_versions(progress)),
         "## Licence\n\n" + (license or "No licence was chosen: ask the authors before using it."),
         "## Files\n\n`SHA256SUMS` lists the digest of every file (`sha256sum -c SHA256SUMS`). "

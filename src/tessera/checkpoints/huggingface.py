@@ -98,7 +98,9 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
     weights = {
         name: tensor.contiguous() for name, tensor in checkpoint.weights.items() if name != DECODER
     }
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "model.safetensors"
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    shutil.copymode(folder / "config.json", file)  # it was written for its owner alone
     own = {
         "format": FORMAT,
         "model_config": asdict(checkpoint.model_config),

@@ -163,7 +163,7 @@ def _entries(out: Path) -> list[dict[str, Any]]:
 
 
 def _scores(metrics: Path, steps: int) -> dict[str, dict[str, Any]]:
-    """Validation scores by source, of the last evaluation at or before a step."""
+    """Validation scores by source, if there was an evaluation after this very step."""
     scores: dict[str, dict[str, Any]] = {}
     if not metrics.is_file():
         return scores
@@ -172,7 +172,7 @@ def _scores(metrics: Path, steps: int) -> dict[str, dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue  # the last line of a run that was killed may be cut short
-        if record["kind"] == "evaluation" and record["step"] <= steps:
+        if record["kind"] == "evaluation" and record["step"] == steps:
             scores = record["sources"]
     return scores
 

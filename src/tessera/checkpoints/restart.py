@@ -5,6 +5,7 @@ optimizer, progress, position in the data) and `restart/optimizer.safetensors` (
 `parameter/moment`). The weights are the export's own `model.safetensors`.
 """
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def write(checkpoint: Checkpoint, folder: Path, *, source: dict[str, Any]) -> No
                 plain.setdefault(name, {})[kind] = value
     if tensors:
         safetensors.torch.save_file(tensors, folder / MOMENTS, metadata={"format": "pt"})
+        shutil.copymode(folder / "model.safetensors", folder / MOMENTS)
     state = {
         "format": FORMAT,
         "weights_sha256": sha256(folder / "model.safetensors"),
