@@ -33,7 +33,8 @@ def main(yaml_path: str, *overrides: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        sys.exit(2)
+    if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
+        asked = len(sys.argv) > 1
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     leave_after(lambda: main(*sys.argv[1:]))

@@ -9,10 +9,11 @@ def lines(models: Sequence[str], config_path: str | None, texts: Sequence[str]) 
     """The lines to print: a table per model, then each text with its likeliest completions."""
     if config_path is None and not texts:
         raise ConfigError("nothing to do: give --config YAML for losses, --fill TEXT for masks")
+    # Filled first, which takes seconds: a text without a mask is not to be found out an hour later.
+    filled = [line for model in models for line in _fills(model, texts)] if texts else []
     if config_path is not None:
         yield from _losses(models, config_path)
-    for model in models if texts else []:
-        yield from _fills(model, texts)
+    yield from filled
 
 
 def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:

@@ -56,7 +56,8 @@ def build(config: RunConfig, held: Held | None) -> Run:
             "compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
             f"{torch.__version__}): gloo would sum gradients instead of averaging them"
         )
-    torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
+    if config.compute.threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(config.compute.threads or _cores() // ranks.local_world_size() or 1)
     _quiet()
     if ranks.world_size() > 1:
         dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)

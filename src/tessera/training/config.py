@@ -112,7 +112,7 @@ class ComputeConfig:
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp` spreads weights, gradients and optimizer state over the ranks."""
     threads: int | None = None
-    """CPU threads of each rank; null divides the cores of the machine among its ranks."""
+    """CPU threads of each rank; null: OMP_NUM_THREADS, or the cores divided among the ranks."""
     timeout_minutes: float = 10.0
     """How long a rank waits for the others before it gives up."""
 

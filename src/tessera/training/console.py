@@ -90,4 +90,4 @@ def warn(text: str) -> None:
     """A line for people that is not to be missed."""
     if ranks.rank() == 0:
         with contextlib.suppress(OSError):
-            print(f"tessera: {text}", file=sys.stderr, flush=True)
+            print(f"tessera: warning: {text}", file=sys.stderr, flush=True)

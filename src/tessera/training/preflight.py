@@ -155,7 +155,7 @@ def _examine_origin(
 
 def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
     """A doubt if the newest checkpoint of a phase is asked for, and is not its last."""
-    newest = Path(path).is_dir() or Path(path).name == "latest"
+    newest = (Path(path) / "checkpoints").is_dir() or Path(path).name == "latest"
     progress, duration = checkpoint.progress, checkpoint.run_config.get("duration")
     if not newest or duration is None or not {"tokens", "steps", "documents"} <= progress.keys():
         return []
@@ -164,8 +164,8 @@ def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
     if progress[key] >= total.value:
         return []
     return [
-        f"start_from: the phase in {path} is at {progress[key]:,} of {total.value:,} {key}: finish "
-        "it first, or name the checkpoint that is meant"
+        f"start_from: the phase in {path} is at {progress[key]:,} of {total.value:,} {key}. "
+        "This one starts from there all the same; finish the other first if that is not meant"
     ]
 
 
