@@ -7,8 +7,6 @@ the validation loss at equal tokens and a plot of each optimizer at its best to 
 """
 
 import argparse
-import json
-import statistics
 from pathlib import Path
 
 from comparison import report, train
@@ -36,18 +34,9 @@ def main() -> None:
     facts = {
         "what": "validation loss at equal tokens, phase 1 of the demo without a decay",
         "last_loss": {f"{name} {lr:g}": curve[-1][1] for (name, lr), curve in trained.items()},
-        "median_step_seconds": {
-            f"{name} {best[name]:g}": step_seconds(runs[name, best[name]]) for name in YAMLS
-        },
     }
     curves = {f"{name}, lr {best[name]:g}": trained[name, best[name]] for name in YAMLS}
     report("optimizers", facts, curves)
-
-
-def step_seconds(folder: Path) -> float:
-    """The median over the steps of a run."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return statistics.median(line["step_seconds"] for line in lines if line["kind"] == "step")
 
 
 if __name__ == "__main__":
