@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
-from tiny_run import make_corpus, settings, train, write_yaml
+from tiny_run import REPOSITORY, make_corpus, settings, train, write_yaml
 
 from tessera.cli.main import main
+from tessera.config import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,21 @@ def test_what_is_not_there_is_named_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert refused(capsys, *arguments).startswith("tessera: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_without_a_mask_is_refused_before_losses_are_computed(
+    yaml_path, capsys, monkeypatch
+):
+    def nothing_to_fill(model, texts):
+        raise ConfigError(f"'{texts[0]}' has no [MASK] to fill")
+
+    monkeypatch.setattr("tessera.evaluation.fill_mask.fill_masks", nothing_to_fill)
+    arguments = ("evaluate", "model", "--config", yaml_path, "--fill", "no mask here")
+    assert "'no mask here' has no [MASK] to fill" in refused(capsys, *arguments)
+
+
+def test_main_explains_itself():
+    script = str(REPOSITORY / "main.py")
+    asked = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert "composer main.py yamls/phase1.yaml" in asked.stdout

@@ -13,7 +13,7 @@ import tiny_run
 import torch
 
 from tessera.training import folder as files
-from tessera.training.config import SpikeConfig
+from tessera.training.config import RunConfig, SpikeConfig
 from tessera.training.guard import Guard, ranges
 from tessera.training.leaving import TrainingStopped
 from tessera.training.step import Step
@@ -560,3 +560,20 @@ def test_every_attention_backend_can_be_asked_for():
     from tessera.training.config import ComputeConfig
 
     assert set(get_args(get_type_hints(ComputeConfig)["attention"])) == {"auto", *BACKENDS}
+
+
+@pytest.mark.parametrize(("threads", "used"), [(None, 1), (2, 2)], ids=["of OpenMP", "of the YAML"])
+def test_threads_are_those_that_were_asked_for(threads, used, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    from tessera.config import decode
+    from tessera.training.run import build_run
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as torch reads the variable when it starts
+    monkeypatch.setattr("tessera.training.building._cores", lambda: 7)
+    try:
+        plain = tiny_run.settings(corpus, tmp_path / "run", compute__threads=threads)
+        build_run(decode(RunConfig, plain, "test")).close()
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)
