@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 from tessera.config import load, to_yaml
-from tessera.training import ranks
+from tessera.training import distributed
 from tessera.training.config import RunConfig
 from tessera.training.console import say_complete
-from tessera.training.folder import is_complete
 from tessera.training.leaving import leave_after
+from tessera.training.run_folder import is_complete
 
 
 def main(yaml_path: str, *overrides: str) -> int:
     """Load, build, fit."""
     config = load(RunConfig, yaml_path, overrides)
-    config.check_world(ranks.world_size())
+    config.check_world(distributed.world_size())
     if is_complete(Path(config.run_folder), to_yaml(config)):
         say_complete(config)
         return 0

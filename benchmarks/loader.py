@@ -25,8 +25,8 @@ import numpy as np
 
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.data.loader import Loader
-from tessera.data.order import Order, group_spans
-from tessera.data.shard_writer import write_shards
+from tessera.data.pipeline.shuffle import Order, group_spans
+from tessera.data.preparation.mds_writer import write_shards
 
 VOCAB_SIZE = 50_368
 TOKENIZER: Any = SimpleNamespace(

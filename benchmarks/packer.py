@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from tessera.data.draws import Draws
-from tessera.data.masking import Vocabulary, mask
-from tessera.data.packer import Waiting, wants_more
-from tessera.data.pieces import Piece
-from tessera.data.rows import RowFormat, lay_out
+from tessera.data.pipeline.masking import Vocabulary, mask
+from tessera.data.pipeline.packing import Waiting, wants_more
+from tessera.data.pipeline.pieces import Piece
+from tessera.data.pipeline.rows import RowFormat, lay_out
+from tessera.data.randomness import Draws
 
 VOCAB_SIZE, SPECIAL = 50_368, (50_280, 50_281, 50_282, 50_283, 50_284)
 STREAMS: dict[str, tuple[int, int, dict[str, float]]] = {

@@ -32,12 +32,19 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from tessera.data.documents import Columns, Document, Part, cut_into_parts, find_splits, read_part
-from tessera.data.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
-from tessera.data.shard_writer import PARTS, has_documents, publish, write_part
-from tessera.data.shards import INDEX, SUMMARY, write_whole
-from tessera.data.tokenizer import Tokenizer, load_tokenizer
+from tessera.data.preparation.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
+from tessera.data.preparation.mds_writer import PARTS, has_documents, publish, write_part
+from tessera.data.preparation.text_files import (
+    Columns,
+    Document,
+    Part,
+    cut_into_parts,
+    find_splits,
+    read_part,
+)
+from tessera.data.sources.mds_shard import INDEX, SUMMARY, write_whole
 from tessera.quantities import ByteSize
+from tessera.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_CHARACTERS = 1 << 20
 PLAN = "plan.json"

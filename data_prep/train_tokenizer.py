@@ -30,11 +30,11 @@ from tokenizers import (
 )
 from tqdm import tqdm
 
-from tessera.data.documents import cut_into_parts, find_splits, read_part
-from tessera.data.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
-from tessera.data.shards import write_whole
-from tessera.data.tokenizer import Tokenizer as LoadedTokenizer
-from tessera.data.tokenizer import load_tokenizer
+from tessera.data.preparation.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
+from tessera.data.preparation.text_files import cut_into_parts, find_splits, read_part
+from tessera.data.sources.mds_shard import write_whole
+from tessera.tokenizer import Tokenizer as LoadedTokenizer
+from tessera.tokenizer import load_tokenizer
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",

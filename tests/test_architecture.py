@@ -12,26 +12,24 @@ import tessera
 PACKAGE = Path(tessera.__file__).parent
 PROJECT = PACKAGE.parent.parent
 
-LEAVES = {"config", "batch", "quantities", "optim", "reporting"}
+LEAVES = {"config", "batch", "quantities", "files", "tokenizer"}
 MAY_IMPORT = {
     "config": set(),
     "batch": set(),
     "quantities": set(),
-    "optim": {"quantities"},
-    "reporting": {"quantities"},
-    "model": {"batch", "quantities"},
-    "data": {"batch", "quantities"},
-    "checkpoints": {"model"},
-    "evaluation": {"config", "batch", "quantities", "model", "data", "checkpoints"},
-    "training": {
-        "config", "batch", "quantities", "model", "data", "optim", "checkpoints",
-    },
-    "cli": {
-        "config", "batch", "quantities", "model", "data", "optim", "checkpoints",
-        "evaluation", "training", "reporting",
-    },
-    "data_prep": {"config", "quantities", "data"},
-}  # fmt: skip
+    "files": {"quantities"},
+    "tokenizer": {"files"},
+    "optim": LEAVES,
+    "reporting": LEAVES,
+    "model": LEAVES,
+    "data": LEAVES,
+    "checkpoints": LEAVES | {"model"},
+    "evaluation": LEAVES | {"model", "data", "checkpoints"},
+    "training": LEAVES | {"model", "data", "optim", "checkpoints", "evaluation", "reporting"},
+    "cli": LEAVES
+    | {"model", "data", "optim", "checkpoints", "evaluation", "reporting", "training"},
+    "data_prep": LEAVES | {"data"},
+}
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((PROJECT / "data_prep").glob("*.py"))
 
 

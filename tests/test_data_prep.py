@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.data.source import Source
-from tessera.data.tokenizer import load_tokenizer
+from tessera.data.sources.mds import Source
+from tessera.tokenizer import load_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "data_prep"
 fork = multiprocessing.get_context("fork")
@@ -445,7 +445,7 @@ def test_killed_at_any_part_it_goes_on_and_the_result_is_the_same(
     options = {"part_size": "2kb", "compression": compression}
     tokenize(tmp_path / "c", out="undisturbed", **options)
 
-    import tessera.data.shard_writer as shard_writer
+    import tessera.data.preparation.mds_writer as shard_writer
 
     finish = shard_writer.Path.rename
     written = []

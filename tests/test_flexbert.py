@@ -7,10 +7,10 @@ import torch
 from reference import flexbert as reference
 
 from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
-from tessera.checkpoints.flexbert import read_config, rename
-from tessera.checkpoints.importing import import_checkpoint
-from tessera.data.tokenizer import load_tokenizer
+from tessera.checkpoints.formats.flexbert import read_config, rename
+from tessera.checkpoints.importer import import_checkpoint
 from tessera.model.config import ModelConfig
+from tessera.tokenizer import load_tokenizer
 
 CONTENTS = {
     "pretraining: one theta for all layers": reference.config_content(),

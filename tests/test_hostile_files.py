@@ -17,7 +17,7 @@ import torch
 from reference import flexbert as reference
 
 from tessera.checkpoints import CheckpointError, load_model, read_checkpoint, safe_files
-from tessera.checkpoints.importing import import_checkpoint
+from tessera.checkpoints.importer import import_checkpoint
 from tessera.checkpoints.safe_files import load_pickled_tensors
 
 TRACE = "hostile-code-ran"
@@ -439,7 +439,7 @@ def test_code_beside_a_model_is_never_imported(in_folder):
     config = good_config() | {"auto_map": {"AutoModelForMaskedLM": "modeling_evil.Evil"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_evil.py").write_text(f"open('{TRACE}', 'w')")
-    from tessera.checkpoints.flexbert import rename
+    from tessera.checkpoints.formats.flexbert import rename
 
     tensors = {rename(k): v.contiguous() for k, v in named.items() if k != "decoder.weight"}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")

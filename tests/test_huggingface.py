@@ -10,10 +10,9 @@ import torch
 import transformers
 from reference import flexbert as reference
 
-from tessera.checkpoints import CheckpointError, export, load_model, read_checkpoint
-from tessera.checkpoints import huggingface as exporting
-from tessera.checkpoints.config_json import read_config, write_config
-from tessera.checkpoints.importing import import_checkpoint
+from tessera.checkpoints import CheckpointError, export, exporter, load_model, read_checkpoint
+from tessera.checkpoints.formats.huggingface_config import read_config, write_config
+from tessera.checkpoints.importer import import_checkpoint
 from tessera.checkpoints.tokenizer_files import TOKENIZER_FILES
 from tessera.model.config import ModelConfig
 
@@ -291,13 +290,13 @@ def forget_a_tensor(folder):
 def test_an_export_that_is_not_our_model_is_refused_and_leaves_nothing(
     spoil, message, checkpoint, tmp_path, monkeypatch
 ):
-    write = exporting.write_folder
+    write = exporter.write_folder
 
     def write_and_spoil(checkpoint, folder, **kwargs):
         write(checkpoint, folder, **kwargs)
         spoil(folder)
 
-    monkeypatch.setattr(exporting, "write_folder", write_and_spoil)
+    monkeypatch.setattr(exporter, "write_folder", write_and_spoil)
     with pytest.raises(CheckpointError, match=message):
         export(checkpoint, tmp_path / "model", max_seq_len=64)
     assert not list(tmp_path.iterdir())

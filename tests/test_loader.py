@@ -29,11 +29,11 @@ from reference.data_fake_source import (
 from tessera.batch import IGNORED
 from tessera.data.audit import batch_lines
 from tessera.data.config import BatchConfig, DataConfig, MaskingConfig, SourceConfig
-from tessera.data.draws import Draws
 from tessera.data.loader import Loader, LoaderState, merge_states
-from tessera.data.masking import mask
-from tessera.data.shards import BadShard
-from tessera.data.sources import vocabulary
+from tessera.data.pipeline.masking import mask
+from tessera.data.randomness import Draws
+from tessera.data.sources.mds_shard import BadShard
+from tessera.data.sources.opening import vocabulary
 from tessera.quantities import ByteSize
 
 TOKENIZER = fake_tokenizer()
@@ -440,7 +440,7 @@ def wait_until(happened, seconds=20):
 
 
 def workers_of(pid):
-    return {child for child in children(pid) if b"tessera.data.workers" in cmdline(child)}
+    return {child for child in children(pid) if b"tessera.data.pipeline.workers" in cmdline(child)}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from reference.data_fake_source import fake_tokenizer
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.data.digest import batch_digest, digest_sum
 from tessera.data.loader import Loader, LoaderState
-from tessera.data.shard_writer import write_shards
+from tessera.data.preparation.mds_writer import write_shards
 from tessera.quantities import ByteSize
 
 SHARDS = 24

@@ -7,7 +7,7 @@ import tiny_run
 import torch
 
 from tessera.batch import IGNORED
-from tessera.data.tokenizer import load_tokenizer
+from tessera.tokenizer import load_tokenizer
 
 ONE_STEP = {
     "duration": "1ba",
@@ -129,7 +129,7 @@ def test_gradients_are_synchronised_once_a_step():
     from composer.trainer.trainer import _get_ddp_sync_strategy
 
     assert _get_ddp_sync_strategy(None, False).name == "SINGLE_AUTO_SYNC"
-    source = (tiny_run.REPOSITORY / "src/tessera/training/building.py").read_text()
+    source = (tiny_run.REPOSITORY / "src/tessera/training/trainer.py").read_text()
     assert "ddp_sync_strategy" not in source, "Composer's default is what was just shown"
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from reference import data_oracles as oracle
 
 from tessera.data.config import MaskingConfig
-from tessera.data.draws import Draws
-from tessera.data.masking import Vocabulary, mask, rate_at, rate_for_shapes
+from tessera.data.pipeline.masking import Vocabulary, mask, rate_at, rate_for_shapes
+from tessera.data.randomness import Draws
 from tessera.quantities import Duration
 
 SIZE, MASK, SPECIAL = 300, 3, (0, 1, 2, 3, 150)

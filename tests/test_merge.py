@@ -8,7 +8,8 @@ import pytest
 import torch
 from reference import flexbert as reference
 
-from tessera.checkpoints import CheckpointError, composer_file, read_checkpoint
+from tessera.checkpoints import CheckpointError, read_checkpoint
+from tessera.checkpoints.formats import composer
 from tessera.checkpoints.merge import merge
 
 
@@ -48,7 +49,7 @@ def test_the_average_of_a_thousand_is_not_blurred(tmp_path):
     for i in range(12):
         weights = {name: tensor + i * 1e3 for name, tensor in first.weights.items()}
         weights["decoder.weight"] = weights["model.embeddings.tok_embeddings.weight"]
-        copies.append(composer_file.write(replace(first, weights=weights), tmp_path / f"{i}.pt"))
+        copies.append(composer.write(replace(first, weights=weights), tmp_path / f"{i}.pt"))
     merged = read_checkpoint(merge(copies, tmp_path / "out.pt"))
     stacked = torch.stack([read_checkpoint(c).weights["decoder.bias"] for c in copies])
     assert torch.equal(merged.weights["decoder.bias"], stacked.double().mean(0).float())
@@ -99,7 +100,7 @@ def test_another_tokenizer_is_refused(three, tmp_path):
     vocabulary = text["model"]["vocab"]
     vocabulary["w10"], vocabulary["w11"] = vocabulary["w11"], vocabulary["w10"]
     files = {**first.tokenizer_files, "tokenizer.json": json.dumps(text)}
-    other = composer_file.write(replace(first, tokenizer_files=files), tmp_path / "other.pt")
+    other = composer.write(replace(first, tokenizer_files=files), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="different tokenizers"):
         merge([three[0], other], tmp_path / "out.pt")
 

@@ -87,9 +87,9 @@ def test_evaluations_come_at_intervals_and_at_the_end(run):
 def test_evaluation_is_the_mean_over_the_same_masked_tokens_each_time(corpus, run, tmp_path):
     from tessera.checkpoints import load_model
     from tessera.config import decode
-    from tessera.data.evaluation import evaluation_batches
-    from tessera.data.tokenizer import load_tokenizer
+    from tessera.data.validation import evaluation_batches
     from tessera.evaluation.masked_lm import score
+    from tessera.tokenizer import load_tokenizer
     from tessera.training.config import RunConfig
 
     config = decode(RunConfig, tiny_run.settings(corpus, run, **RUN), "test")

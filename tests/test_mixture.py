@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.data.mixture import furthest_behind, head_start, whole_shares
+from tessera.data.pipeline.mixture import furthest_behind, head_start, whole_shares
 
 weights = st.lists(st.sampled_from([0.05, 0.1, 0.3, 1.0, 2.5, 7.0]), min_size=1, max_size=6)
 

@@ -6,7 +6,7 @@ import tiny_run
 import torch
 
 from tessera.config import ConfigError
-from tessera.training import folder as files
+from tessera.training import run_folder
 
 FIRST = {"duration": "3_000tok", "optimizer__lr": 0.01, "schedule": {"name": "constant"}}
 SECOND = {
@@ -124,7 +124,7 @@ def test_a_phase_begun_from_another_resumes_itself(corpus, first, tmp_path):
     changes = {"checkpoints__interval": "1ba"}
     tiny_run.train(second(corpus, whole, phase1, **changes))
     shutil.copytree(whole, folder, symlinks=True)
-    for step, path in files.checkpoints(folder).items():
+    for step, path in run_folder.checkpoints(folder).items():
         if step > 2:
             path.unlink()
     shutil.rmtree(phase1)  # it has done its part
@@ -199,17 +199,17 @@ def test_a_phase_that_would_start_from_an_unfinished_one_is_warned_of(corpus, tm
     tiny_run.train(
         tiny_run.settings(corpus, unfinished, **{**FIRST, "checkpoints__interval": "1ba"})
     )
-    for step, path in files.checkpoints(unfinished).items():
+    for step, path in run_folder.checkpoints(unfinished).items():
         if step > 2:
             path.unlink()
-    files.point_latest(files.checkpoint_path(unfinished, 2))
+    run_folder.point_latest(run_folder.checkpoint_path(unfinished, 2))
     for newest in (unfinished, unfinished / "checkpoints" / "latest"):
         (said,) = doubts(second(corpus, tmp_path / "phase2", newest))
         assert (
             "is at 1,0" in said
             and "of 3,000 tokens. This one starts from there all the same" in said
         )
-    chosen = files.checkpoint_path(unfinished, 2)
+    chosen = run_folder.checkpoint_path(unfinished, 2)
     assert doubts(second(corpus, tmp_path / "phase2", chosen)) == []
 
 

@@ -15,10 +15,11 @@ import yaml
 from reference import fake_hub
 from reference import flexbert as reference
 
-from tessera.checkpoints import CheckpointError, composer_file, hub, load_model, read_checkpoint
-from tessera.checkpoints import release as releasing
-from tessera.checkpoints.card import revision_name, short_count
-from tessera.checkpoints.release import release
+from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
+from tessera.checkpoints.formats import composer
+from tessera.checkpoints.release import hub, revisions
+from tessera.checkpoints.release.model_card import revision_name, short_count
+from tessera.checkpoints.release.revisions import release
 
 RUN_CONFIG = {
     "run_folder": "/secret/runs/phase1",
@@ -61,7 +62,7 @@ def make_run(folder):
             data={"fingerprint": "f", "lanes": [[step, 0, 3]]},
             max_seq_len=64,
         )
-        composer_file.write(made, folder / "checkpoints" / f"step{step:08d}.pt")
+        composer.write(made, folder / "checkpoints" / f"step{step:08d}.pt")
     (folder / "checkpoints" / "latest").symlink_to("step00000080.pt")
     records = [
         {"kind": "step", "step": 1, "tokens": 5, "loss": 9.0},
@@ -192,7 +193,7 @@ def test_a_restart_state_of_other_weights_is_refused(released, tmp_path):
 
 def test_a_release_that_was_interrupted_is_continued(run, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    verify, calls = releasing.verify, []
+    verify, calls = revisions.verify, []
 
     def verify_once(checkpoint, folder):
         calls.append(folder)
@@ -200,7 +201,7 @@ def test_a_release_that_was_interrupted_is_continued(run, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return verify(checkpoint, folder)
 
-    monkeypatch.setattr(releasing, "verify", verify_once)
+    monkeypatch.setattr(revisions, "verify", verify_once)
     with pytest.raises(KeyboardInterrupt):
         release(run, out)
     assert [path.name for path in out.iterdir()] == [FIRST]
@@ -220,7 +221,7 @@ def test_phases_share_one_release(run, released, tmp_path):
     path = tmp_path / "phase2" / "checkpoints" / "step00000080.pt"
     changed = read_checkpoint(path)
     path.unlink()
-    composer_file.write(replace(changed, progress={**changed.progress, "lr": 1e-4}), path)
+    composer.write(replace(changed, progress={**changed.progress, "lr": 1e-4}), path)
     (tmp_path / "phase2" / "checkpoints" / "step00000040.pt").unlink()
     release(tmp_path / "phase2", out)
     entries = json.loads((out / "index.json").read_text())
@@ -321,7 +322,7 @@ def test_a_push_without_permission_is_refused_at_once(released, fake):
 def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
     hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
     code = (
-        "from tessera.checkpoints.importing import import_checkpoint\n"
+        "from tessera.checkpoints.importer import import_checkpoint\n"
         f"import_checkpoint('org/name@{FIRST}', {str(tmp_path / 'out.pt')!r})\n"
     )
     environment = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from tessera.training import folder as files
+from tessera.training import run_folder
 
 WHOLE_RUN = {
     "checkpoints__interval": "1ba",
@@ -39,10 +39,10 @@ def undisturbed(corpus, tmp_path_factory):
 def interrupted(undisturbed: Path, folder: Path, step: int) -> Path:
     """The folder as a kill after `step`, and in the middle of writing the next, leaves it."""
     shutil.copytree(undisturbed, folder, symlinks=True)
-    for later, path in files.checkpoints(folder).items():
+    for later, path in run_folder.checkpoints(folder).items():
         if later > step:
             path.unlink()
-    files.point_latest(files.checkpoint_path(folder, step))
+    run_folder.point_latest(run_folder.checkpoint_path(folder, step))
     (folder / "checkpoints" / ".step.pt.writing").write_bytes(b"half")
     return folder
 
@@ -55,7 +55,7 @@ def assert_same_run(folder: Path, undisturbed: Path) -> None:
 
 
 def test_resuming_after_any_step_changes_nothing(corpus, undisturbed, tmp_path):
-    last = max(files.checkpoints(undisturbed))
+    last = max(run_folder.checkpoints(undisturbed))
     assert last >= 10
     for step in random.Random(0).sample(range(1, last), 5):
         folder = interrupted(undisturbed, tmp_path / f"after{step}", step)
@@ -79,7 +79,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
     harm, corpus, undisturbed, tmp_path, capsys
 ):
     folder = interrupted(undisturbed, tmp_path / "run", 6)
-    path = files.checkpoint_path(folder, 6)
+    path = run_folder.checkpoint_path(folder, 6)
     whole = path.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(
@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_used(
 
 def test_a_folder_of_damaged_checkpoints_is_not_begun_anew(corpus, undisturbed, tmp_path):
     folder = interrupted(undisturbed, tmp_path / "run", 1)
-    files.checkpoint_path(folder, 1).write_bytes(b"")
+    run_folder.checkpoint_path(folder, 1).write_bytes(b"")
     before = (folder / "metrics.jsonl").read_bytes()
     for _ in range(2):  # nor by a second try
         with pytest.raises(ValueError, match="none of its 1 checkpoints can be read"):
@@ -208,7 +208,7 @@ def test_two_runs_do_not_share_a_folder(corpus, undisturbed, tmp_path, monkeypat
     )
     assert other.stdout.readline() == b"held\n"
     plain = tiny_run.settings(corpus, folder, **WHOLE_RUN)
-    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(ValueError, match="is in use: another run is training there"):
         tiny_run.train(plain)
     other.kill()
@@ -255,11 +255,11 @@ def test_a_real_kill_changes_nothing(corpus, undisturbed, tmp_path):
         tmp_path / "run.yaml", tiny_run.settings(corpus, folder, **WHOLE_RUN)
     )
     process = tiny_run.start(yaml_path)
-    wait_for(lambda: len(files.checkpoints(folder)) >= 4, process)
+    wait_for(lambda: len(run_folder.checkpoints(folder)) >= 4, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    saved = max(files.checkpoints(folder))
-    assert saved < max(files.checkpoints(undisturbed)), "killed too late to show anything"
+    saved = max(run_folder.checkpoints(folder))
+    assert saved < max(run_folder.checkpoints(undisturbed)), "killed too late to show anything"
     assert tiny_run.train(tiny_run.settings(corpus, folder, **WHOLE_RUN)) == 0
     assert_same_run(folder, undisturbed)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tessera.data.shard_writer as shard_writer
-from tessera.data.shard_writer import PARTS, publish, write_part, write_shards
-from tessera.data.shards import Shard, columns, parse_index, token_dtype
+import tessera.data.preparation.mds_writer as shard_writer
+from tessera.data.preparation.mds_writer import PARTS, publish, write_part, write_shards
+from tessera.data.sources.mds_shard import Shard, columns, parse_index
+from tessera.tokenizer import token_dtype
 
 
 def make_documents(count=50, *, vocab_size=8192, longest=400, seed=0):

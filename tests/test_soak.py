@@ -9,7 +9,7 @@ import psutil
 import pytest
 import tiny_run
 
-from tessera.training import folder as files
+from tessera.training import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -87,10 +87,10 @@ def test_a_run_ended_again_and_again_is_the_run_that_was_left_alone(worlds, opti
     assert process.returncode == 0, output
 
     records, expected = tiny_run.untimed(records_of(folder)), tiny_run.untimed(records_of(alone))
-    assert files.checkpoints(folder).keys() == files.checkpoints(alone).keys()
+    assert run_folder.checkpoints(folder).keys() == run_folder.checkpoints(alone).keys()
     if worlds == [1]:
         assert records == expected
-        for step in files.checkpoints(alone):
+        for step in run_folder.checkpoints(alone):
             states = (tiny_run.read(path, step) for path in (folder, alone))
             assert tiny_run.same_training_state(*states), step
         return

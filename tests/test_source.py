@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.data.cache import ShardCache
-from tessera.data.folder_locks import STATE, CacheError
-from tessera.data.shard_writer import write_shards
-from tessera.data.shards import BadShard
-from tessera.data.source import Source
+from tessera.data.preparation.mds_writer import write_shards
+from tessera.data.sources.cache import ShardCache
+from tessera.data.sources.locks import STATE, CacheError
+from tessera.data.sources.mds import Source
+from tessera.data.sources.mds_shard import BadShard
 
 fork = multiprocessing.get_context("fork")
 DOCUMENTS = 400
@@ -51,7 +51,7 @@ def remote(corpora, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pauses_between_attempts(monkeypatch):
-    monkeypatch.setattr("tessera.data.remote._FIRST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("tessera.data.sources.download._FIRST_PAUSE_SECONDS", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -133,7 +133,7 @@ def test_compressed_shards_are_readable_where_they_are(corpora, tmp_path):
 
 
 def test_only_so_many_shards_are_mapped_and_any_order_of_reading_works(corpora, monkeypatch):
-    monkeypatch.setattr("tessera.data.source._open_shards", lambda: 2)
+    monkeypatch.setattr("tessera.data.sources.mds._open_shards", lambda: 2)
     source = open_source(corpora[0] / "raw")
     first = np.cumsum([0, *source.samples])
     for number in np.random.default_rng(0).permutation(DOCUMENTS):
@@ -203,7 +203,7 @@ def test_running_out_of_descriptors_is_not_blamed_on_a_shard(corpora, monkeypatc
     def exhausted(*arguments, **options):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("tessera.data.source.Shard", exhausted)
+    monkeypatch.setattr("tessera.data.sources.mds.Shard", exhausted)
     with pytest.raises(OSError, match="Too many open files"):
         source.document(0, 0)
 

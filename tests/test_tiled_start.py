@@ -5,7 +5,7 @@ import torch
 from reference import flexbert as reference
 
 from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
-from tessera.checkpoints.importing import import_checkpoint
+from tessera.checkpoints.importer import import_checkpoint
 from tessera.model.config import ModelConfig
 
 LARGE = ModelConfig(

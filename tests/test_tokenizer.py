@@ -14,7 +14,7 @@ from tokenizers import (
     trainers,
 )
 
-from tessera.data.tokenizer import ROLES, load_tokenizer
+from tessera.tokenizer import ROLES, load_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = (

@@ -12,11 +12,11 @@ import pytest
 import tiny_run
 import torch
 
-from tessera.training import folder as files
+from tessera.training import run_folder
+from tessera.training.callbacks.progress import Step
+from tessera.training.callbacks.spikes import Guard, ranges
 from tessera.training.config import RunConfig, SpikeConfig
-from tessera.training.guard import Guard, ranges
 from tessera.training.leaving import TrainingStopped
-from tessera.training.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_checkpoint_holds_nothing_that_needs_unpickling(corpus, tmp_path):
 
 
 def steps_left(folder):
-    return list(files.checkpoints(folder))
+    return list(run_folder.checkpoints(folder))
 
 
 def test_keep_deletes_the_oldest_but_never_milestones_or_the_start_of_a_decay(corpus, tmp_path):
@@ -108,7 +108,7 @@ def test_a_milestone_is_kept_even_if_the_run_was_killed_as_it_was_saved(
     folder = tmp_path / "run"
     keep = {"interval": "1ba", "keep": 1, "milestones": ["3ba"]}
     plain = tiny_run.settings(corpus, folder, duration="6ba", checkpoints=keep)
-    write_whole = files.write_whole
+    write_whole = run_folder.write_whole
 
     def killed_after(path, write):
         write_whole(path, write)
@@ -116,7 +116,7 @@ def test_a_milestone_is_kept_even_if_the_run_was_killed_as_it_was_saved(
             raise KeyboardInterrupt
 
     run = build(plain)
-    monkeypatch.setattr(files, "write_whole", killed_after)
+    monkeypatch.setattr(run_folder, "write_whole", killed_after)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     run.close()
@@ -153,10 +153,10 @@ def test_keep_counts_the_checkpoints_of_processes_before(corpus, tmp_path):
 def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2, 3):
-        with files.checkpoint_path(tmp_path, step).open("wb") as file:
+        with run_folder.checkpoint_path(tmp_path, step).open("wb") as file:
             torch.save({"step": step}, file)
-    files.checkpoint_path(tmp_path, 3).write_bytes(b"torn")
-    files.prune(tmp_path, 1)
+    run_folder.checkpoint_path(tmp_path, 3).write_bytes(b"torn")
+    run_folder.prune(tmp_path, 1)
     assert steps_left(tmp_path) == [2, 3], "the last good one must stay"
 
 
@@ -193,7 +193,7 @@ def test_a_disk_that_stays_full_stops_the_run(corpus, tmp_path, monkeypatch):
     ):
         run.fit()
     assert tiny_run.metrics(folder)[-1]["step"] == 3
-    files.lock(folder).release()
+    run_folder.lock(folder).release()
 
 
 def test_a_checkpoint_that_does_not_fit_says_what_the_disk_said(
@@ -202,7 +202,9 @@ def test_a_checkpoint_that_does_not_fit_says_what_the_disk_said(
     # What torch raises itself, once its file has refused, speaks of positions in a zip file.
     run = build(tiny_run.settings(corpus, tmp_path / "run", duration="2ba"))
     monkeypatch.setattr(
-        files, "write_whole", lambda path, write: write(Full()) if path.suffix == ".pt" else None
+        run_folder,
+        "write_whole",
+        lambda path, write: write(Full()) if path.suffix == ".pt" else None,
     )
     with pytest.raises(TrainingStopped, match=r"OSError: \[Errno 28\] No space left on device"):
         run.fit()
@@ -246,8 +248,10 @@ def test_latest_never_dangles(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for step in (1, 2):
-        files.write_whole(files.checkpoint_path(tmp_path, step), lambda file: file.write(b"x"))
-        files.point_latest(files.checkpoint_path(tmp_path, step))
+        run_folder.write_whole(
+            run_folder.checkpoint_path(tmp_path, step), lambda file: file.write(b"x")
+        )
+        run_folder.point_latest(run_folder.checkpoint_path(tmp_path, step))
         assert (folder / "latest").read_bytes() == b"x"
     assert sorted(path.name for path in folder.iterdir()) == [
         "latest",
@@ -292,7 +296,7 @@ def test_what_was_seen_names_every_document_with_its_loss(corpus, tmp_path):
 
     from tessera.config import decode
     from tessera.data.audit import batch_lines
-    from tessera.data.tokenizer import load_tokenizer
+    from tessera.tokenizer import load_tokenizer
     from tessera.training.config import RunConfig
 
     folder = tmp_path / "run"
@@ -329,7 +333,7 @@ def test_what_was_seen_names_every_document_with_its_loss(corpus, tmp_path):
 
 
 def test_a_document_whose_loss_is_not_finite_comes_first():
-    from tessera.training.suspects import Suspect, summary
+    from tessera.training.callbacks.suspects import Suspect, summary
 
     def suspect(name, loss):
         return Suspect(row=0, source="web", id=name, piece=0, masked_tokens=1, loss=loss)
@@ -353,7 +357,7 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(corpus, tmp_path):
 
 
 def test_a_run_that_only_skips_is_stopped(corpus, tmp_path):
-    from tessera.training.guard import SpikeError
+    from tessera.training.callbacks.spikes import SpikeError
 
     folder = tmp_path / "run"
     plain = tiny_run.settings(corpus, folder, duration="20ba", spikes__patience_steps=4)
@@ -363,7 +367,7 @@ def test_a_run_that_only_skips_is_stopped(corpus, tmp_path):
 
 
 def test_a_run_stopped_by_a_spike_goes_on_without_the_rows_it_names(corpus, tmp_path):
-    from tessera.training.guard import SpikeError
+    from tessera.training.callbacks.spikes import SpikeError
 
     folder = tmp_path / "run"
     plain = tiny_run.settings(
@@ -477,11 +481,11 @@ def test_activation_checkpointing_changes_nothing(corpus, tmp_path, monkeypatch)
 
 
 def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
-    """What is known of it where no process can try it: see test_ranks.py for where one can."""
+    """What is known of it where no process can try it: see test_distributed.py for where one can."""
     from tessera.config import decode
     from tessera.model.modernbert import ModernBertForMaskedLM
-    from tessera.training.building import parallelism
     from tessera.training.config import RunConfig
+    from tessera.training.trainer import parallelism
 
     plain = tiny_run.settings(tmp_path, tmp_path / "run", compute__sharding="fsdp")
     config = decode(RunConfig, plain, "test")
@@ -499,7 +503,7 @@ def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
     assert parallelism(decode(RunConfig, plain, "test"), encoder) is None
 
 
-@pytest.mark.skipif(torch.__version__ >= "2.8", reason="there it works: see test_ranks.py")
+@pytest.mark.skipif(torch.__version__ >= "2.8", reason="there it works: see test_distributed.py")
 def test_sharding_that_gloo_cannot_do_is_refused(corpus, tmp_path):
     from tessera.config import ConfigError
 
@@ -570,7 +574,7 @@ def test_threads_are_those_that_were_asked_for(threads, used, corpus, tmp_path, 
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as torch reads the variable when it starts
-    monkeypatch.setattr("tessera.training.building._cores", lambda: 7)
+    monkeypatch.setattr("tessera.training.trainer._cores", lambda: 7)
     try:
         plain = tiny_run.settings(corpus, tmp_path / "run", compute__threads=threads)
         build_run(decode(RunConfig, plain, "test")).close()

@@ -10,8 +10,8 @@ import numpy as np
 import tokenizers
 import yaml
 
-from tessera.data.shard_writer import write_shards
-from tessera.data.tokenizer import load_tokenizer
+from tessera.data.preparation.mds_writer import write_shards
+from tessera.tokenizer import load_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = 250
@@ -160,7 +160,7 @@ def train(plain: dict) -> int:
 def read(run_folder: Path, step: int | None = None) -> dict:
     """Composer's state in a checkpoint; the newest if no step is given."""
     from tessera.checkpoints.safe_files import load_pickled_tensors
-    from tessera.training.folder import checkpoint_path
+    from tessera.training.run_folder import checkpoint_path
 
     path = run_folder / "checkpoints" / "latest"
     return load_pickled_tensors(checkpoint_path(run_folder, step) if step else path)["state"]

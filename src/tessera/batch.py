@@ -89,7 +89,7 @@ class RankBatch:
     wait_seconds: float
     """How long the step waited for this batch."""
     state: Any
-    """This rank's share of the loader's state after this batch, a `tessera.data.state.LoaderState`:
+    """This rank's share of the loader's state after this batch (`data.pipeline.state.LoaderState`):
     what a checkpoint must keep, once `merge_states` has joined the shares of all ranks."""
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tessera.data.batch_size import data_rank
+from tessera.data.batch_schedule import data_rank
 from tessera.data.config import BatchConfig, BatchWarmupConfig, DataConfig, SourceConfig
 from tessera.data.digest import batch_digest, digest_sum
 from tessera.data.loader import Loader, LoaderState, merge_states

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
-    from tessera.checkpoints.huggingface import export
+    from tessera.checkpoints.exporter import export
     from tessera.checkpoints.reader import load_model, read_checkpoint
 
 _HOMES = {
     "Checkpoint": "checkpoint",
     "CheckpointError": "checkpoint",
-    "export": "huggingface",
+    "export": "exporter",
     "load_model": "reader",
     "read_checkpoint": "reader",
 }

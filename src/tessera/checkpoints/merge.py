@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.checkpoints import composer_file
 from tessera.checkpoints.checkpoint import (
     DECODER,
     EMBEDDING,
@@ -18,6 +17,7 @@ from tessera.checkpoints.checkpoint import (
     CheckpointError,
     expected_shapes,
 )
+from tessera.checkpoints.formats import composer
 from tessera.checkpoints.reader import locate, read_checkpoint
 
 _FREE = {
@@ -80,7 +80,7 @@ def merge(
         },
         data=None,
     )
-    return composer_file.write(result, out)
+    return composer.write(result, out)
 
 
 def _shares(checkpoints: Sequence[str | Path], weights: Sequence[float] | None) -> list[float]:

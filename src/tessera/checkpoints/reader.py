@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tessera.checkpoints import composer_file, flexbert, huggingface_folder, restart
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, build_model, check_weights
+from tessera.checkpoints.formats import composer, flexbert, huggingface, restart_state
 from tessera.checkpoints.safe_files import load_pickled_tensors, load_safetensors
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
@@ -25,10 +25,10 @@ def read_checkpoint(path: str | Path, *, model_config: ModelConfig | None = None
     found = locate(Path(path))
     if not found.is_dir():
         checkpoint = _read_file(found, model_config)
-    elif restart.is_release(found):
-        checkpoint = restart.read(found)
+    elif restart_state.is_release(found):
+        checkpoint = restart_state.read(found)
     else:
-        checkpoint = huggingface_folder.read_folder(found)
+        checkpoint = huggingface.read_folder(found)
     if model_config is not None:
         _check_same_model(checkpoint, model_config)
     return checkpoint
@@ -78,8 +78,8 @@ def _read_file(path: Path, model_config: ModelConfig | None) -> Checkpoint:
         return _read_bare(path, contents, model_config)
     if any(not isinstance(name, str) for name in state["model"]):
         raise CheckpointError(f"{path}: its weights have no names")
-    if composer_file.own_record(state) is not None:
-        return composer_file.read_state(path, state)
+    if composer.own_record(state) is not None:
+        return composer.read_state(path, state)
     if flexbert.is_flexbert(state):
         return flexbert.read_state(path, state, model_config)
     raise CheckpointError(

@@ -25,8 +25,8 @@ def lines(
 
     from tessera.checkpoints.reader import read_checkpoint
     from tessera.data.audit import batch_lines
-    from tessera.data.state import LoaderState
-    from tessera.data.tokenizer import load_tokenizer
+    from tessera.data.pipeline.state import LoaderState
+    from tessera.tokenizer import load_tokenizer
 
     state = None
     if start_from is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from tessera.config import ConfigError, defined_in
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
-from tessera.training.folder import checkpoints, damage
 from tessera.training.preflight import examine
+from tessera.training.run_folder import checkpoints, damage
 from tessera.training.saved import Saved, read, resumable
 
 _BLOCKS = " .:-=+*#%@"

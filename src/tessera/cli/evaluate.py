@@ -18,9 +18,9 @@ def lines(models: Sequence[str], config_path: str | None, texts: Sequence[str]) 
 
 def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:
     from tessera.checkpoints import load_model
-    from tessera.data.evaluation import evaluation_batches
-    from tessera.data.tokenizer import load_tokenizer
+    from tessera.data.validation import evaluation_batches
     from tessera.evaluation.masked_lm import score
+    from tessera.tokenizer import load_tokenizer
     from tessera.training.config import RunConfig
 
     config = load(RunConfig, config_path)

@@ -120,7 +120,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from tessera.checkpoints.importing import import_checkpoint
+    from tessera.checkpoints.importer import import_checkpoint
     from tessera.config import load
     from tessera.model.config import ModelConfig
 
@@ -130,7 +130,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from tessera.checkpoints.huggingface import export
+    from tessera.checkpoints.exporter import export
     from tessera.checkpoints.reader import read_checkpoint
 
     folder = export(read_checkpoint(options.checkpoint), options.out)
@@ -139,7 +139,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _release(options: argparse.Namespace) -> int:
-    from tessera.checkpoints.release import release
+    from tessera.checkpoints.release.revisions import release
 
     print(release(options.run_folder, options.out, push=options.push, license=options.license))
     return 0

@@ -10,9 +10,9 @@ import numpy as np
 from tessera.data.config import BatchConfig, DataConfig
 from tessera.data.digest import batch_digest, digest_sum
 from tessera.data.loader import Loader
-from tessera.data.sources import OpenSource, open_source
-from tessera.data.state import LoaderState, merge_states
-from tessera.data.tokenizer import Tokenizer
+from tessera.data.pipeline.state import LoaderState, merge_states
+from tessera.data.sources.opening import OpenSource, open_source
+from tessera.tokenizer import Tokenizer
 
 
 def batch_lines(

@@ -1,9 +1,9 @@
 """Fingerprints of rows and of global batches that do not depend on who produced the rows.
 
 A row's digest is the sha256 of its number, segment ends, masked tokens, masked positions and
-labels, each little-endian in the dtype it has in `tessera.data.rows.Row`. A global batch's digest
-is the sha256 of the sum of its rows' digests, taken as four 64-bit words each modulo 2**64: ranks
-add up their own rows and then each other's sums, in any order.
+labels, each little-endian in the dtype it has in `tessera.data.pipeline.rows.Row`. A global batch's
+digest is the sha256 of the sum of its rows' digests, taken as four 64-bit words each modulo 2**64:
+ranks add up their own rows and then each other's sums, in any order.
 """
 
 import hashlib

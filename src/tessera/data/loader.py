@@ -10,15 +10,23 @@ import numpy as np
 import torch
 
 from tessera.batch import PackedBatch, RankBatch
-from tessera.data.batch_size import BatchPlan, check_world_size
-from tessera.data.batches import Shapes, packed_batch
+from tessera.data.batch_schedule import BatchPlan, check_world_size
+from tessera.data.collate import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
-from tessera.data.lane import LaneState
-from tessera.data.masking import rate_for_shapes
-from tessera.data.pieces import Cut, PieceId
-from tessera.data.production import Recipe, make_rows
-from tessera.data.rows import Row
-from tessera.data.sources import (
+from tessera.data.pipeline.lane import LaneState
+from tessera.data.pipeline.lanes import Recipe, make_rows
+from tessera.data.pipeline.masking import rate_for_shapes
+from tessera.data.pipeline.pieces import Cut, PieceId
+from tessera.data.pipeline.rows import Row
+from tessera.data.pipeline.state import (
+    LoaderState,
+    check_fingerprint,
+    continued,
+    fingerprint,
+    merge_states,
+)
+from tessera.data.pipeline.workers import worker_rows
+from tessera.data.sources.opening import (
     OpenSource,
     check_tokenizer,
     lane_streams,
@@ -27,15 +35,7 @@ from tessera.data.sources import (
     row_format,
     warn_of_small_cache,
 )
-from tessera.data.state import (
-    LoaderState,
-    check_fingerprint,
-    continued,
-    fingerprint,
-    merge_states,
-)
-from tessera.data.tokenizer import Tokenizer
-from tessera.data.workers import worker_rows
+from tessera.tokenizer import Tokenizer
 
 __all__ = ["Loader", "LoaderState", "merge_states"]
 
@@ -75,7 +75,7 @@ class Loader:
             tokenizer: The one that made the shards.
             vocab_size: Rows of the model's embedding.
             seed: The run's; `config.seed` goes first.
-            rank: This rank's number for data: see `tessera.data.batch_size.data_rank`.
+            rank: This rank's number for data: see `tessera.data.batch_schedule.data_rank`.
             world_size: Number of ranks.
             state: All ranks' state to continue from, or None to begin.
             open_source: How sources are opened; a function that workers can import.

@@ -22,7 +22,7 @@ from tessera.model.attention.packing import Packing, positions_in_documents
 from tessera.model.compilation import compile_modules
 from tessera.model.config import ModelConfig
 from tessera.model.dropout import dropout_mask, layer_keys
-from tessera.model.init import initialize
+from tessera.model.initialization import initialize
 from tessera.model.loss import masked_loss
 from tessera.model.rope import Rotary, rotary, rotate
 

@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tessera.training import ranks
+from tessera.training import distributed
 
 _SIGNS = (
     "connection closed by peer",
@@ -30,11 +30,11 @@ def settle(folder: Path, error: Exception) -> None:
 
     Returns if the failure is this rank's own; exits with status 1 if another rank's was found.
     """
-    if ranks.world_size() == 1:
+    if distributed.world_size() == 1:
         return
     if not _lost_contact(error):
         with contextlib.suppress(OSError):
-            _file(folder, ranks.rank()).write_text(traceback.format_exc())
+            _file(folder, distributed.rank()).write_text(traceback.format_exc())
         return
     # The launcher ends what is left of a broken job; this is about to end anyway, with its reason.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -53,7 +53,7 @@ def settle(folder: Path, error: Exception) -> None:
 def forget(folder: Path) -> None:
     """Remove what this rank noted in an earlier run."""
     with contextlib.suppress(OSError):
-        _file(folder, ranks.rank()).unlink()
+        _file(folder, distributed.rank()).unlink()
 
 
 def _file(folder: Path, rank: int) -> Path:
@@ -69,8 +69,8 @@ def _other(folder: Path) -> tuple[int, str] | None:
     """The failure that another rank noted, waiting for it a moment."""
     end = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < end:
-        for rank in range(ranks.world_size()):
-            if rank != ranks.rank() and _file(folder, rank).is_file():
+        for rank in range(distributed.world_size()):
+            if rank != distributed.rank() and _file(folder, rank).is_file():
                 return rank, _file(folder, rank).read_text()
         time.sleep(0.1)
     return None

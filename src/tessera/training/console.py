@@ -6,13 +6,13 @@ import time
 from typing import Any
 
 from tessera.quantities import Duration
-from tessera.training import ranks
+from tessera.training import distributed
 from tessera.training.config import RunConfig
 
 
 def say(text: str) -> None:
     """A line for people."""
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         with contextlib.suppress(OSError):  # nobody is listening any more; training goes on
             print(text, flush=True)
 
@@ -88,6 +88,6 @@ def span(seconds: float) -> str:
 
 def warn(text: str) -> None:
     """A line for people that is not to be missed."""
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         with contextlib.suppress(OSError):
             print(f"tessera: warning: {text}", file=sys.stderr, flush=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tessera.config import mistake
-from tessera.training import ranks
-from tessera.training.signals import PREEMPTED, SIGNALS, StopRequest, end_with_parent
+from tessera.training import distributed
+from tessera.training.shutdown import PREEMPTED, SIGNALS, StopRequest, end_with_parent
 
 _PATIENCE_SECONDS = {2: 3.0, PREEMPTED: 1.0}
 """All ranks leave with these together; what is wrong with one alone is to be seen at once."""
@@ -31,7 +31,7 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
     """
     StopRequest().install()
     try:
-        if ranks.launched():
+        if distributed.launched():
             end_with_parent()
         status = work()
     except SystemExit as leaving:
@@ -49,9 +49,9 @@ def leave_after(work: Callable[[], int]) -> NoReturn:
         signal.signal(number, lambda *_: os._exit(status))
     sys.stdout.flush()
     sys.stderr.flush()
-    if ranks.local_rank() > 0 and status in _PATIENCE_SECONDS:
+    if distributed.local_rank() > 0 and status in _PATIENCE_SECONDS:
         _wait_for_the_launcher(_PATIENCE_SECONDS[status])
-    if ranks.launched():
+    if distributed.launched():
         # Others may wait for this process, or have gone: no clean-up that might wait for them.
         os._exit(status)
     sys.exit(status)

@@ -10,9 +10,9 @@ from typing import Any
 
 from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.data.config import SourceConfig
-from tessera.data.tokenizer import Tokenizer, load_tokenizer
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
+from tessera.tokenizer import Tokenizer, load_tokenizer
 from tessera.training.config import RunConfig
 
 
@@ -87,7 +87,7 @@ def _source_problems(
     whole: bool,
 ) -> list[str]:
     """What keeps a source from being read; `whole`: without shards that could be passed over."""
-    from tessera.data.source import Source
+    from tessera.data.sources.mds import Source
 
     if source.remote is not None:
         return []

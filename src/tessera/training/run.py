@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tessera.config import ConfigError, to_yaml
-from tessera.training import blame, ranks
-from tessera.training import folder as files
+from tessera.training import blame, distributed, run_folder
 from tessera.training.config import RunConfig
 from tessera.training.console import say, say_complete, warn
 from tessera.training.preflight import examine
 from tessera.training.saved import Saved, newest
-from tessera.training.signals import PREEMPTED, StopRequest
+from tessera.training.shutdown import PREEMPTED, StopRequest
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Run:
         """
         folder = Path(self.config.run_folder)
         if self.trainer is None:
-            files.mark_complete(folder, to_yaml(self.config))
+            run_folder.mark_complete(folder, to_yaml(self.config))
             say_complete(self.config)
             return 0
         self.stop.training = True
@@ -53,15 +52,15 @@ class Run:
         if self.preempted():
             say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
             return PREEMPTED
-        if ranks.rank() == 0:
-            files.mark_complete(folder, to_yaml(self.config))
+        if distributed.rank() == 0:
+            run_folder.mark_complete(folder, to_yaml(self.config))
         say(f"{self.config.name}: complete, in {folder}")
         return 0
 
     def asked_to_stop(self) -> int | None:
         """The signal that asked for it; SIGUSR1 stands for the file `stop` in the run folder."""
-        if self.stop.signal is None and ranks.rank() == 0:
-            wish = Path(self.config.run_folder) / files.STOP_FILE
+        if self.stop.signal is None and distributed.rank() == 0:
+            wish = Path(self.config.run_folder) / run_folder.STOP_FILE
             if wish.exists():
                 wish.unlink()
                 self.stop.signal = signal.SIGUSR1
@@ -73,7 +72,7 @@ class Run:
         Args:
             failed: other ranks may be gone; Composer would wait for them.
         """
-        if self.trainer is not None and not (failed and ranks.world_size() > 1):
+        if self.trainer is not None and not (failed and distributed.world_size() > 1):
             self.trainer.close()
         while self.closing:
             self.closing.pop()()
@@ -83,7 +82,7 @@ class Run:
 class Held:
     """A run folder that this process alone may write to."""
 
-    lock: files.Lock
+    lock: run_folder.Lock
     saved: Saved | None
     """The checkpoint to resume from."""
 
@@ -95,12 +94,12 @@ def build_run(config: RunConfig) -> Run:
         ConfigError: with everything that is wrong, where it can be known before training.
     """
     blame.forget(Path(config.run_folder))
-    held = take(config) if ranks.rank() == 0 else None
-    if ranks.world_size() == 1 and held and held.saved and held.saved.done(config.duration):
+    held = take(config) if distributed.rank() == 0 else None
+    if distributed.world_size() == 1 and held and held.saved and held.saved.done(config.duration):
         held.lock.release()
         return Run(config)
 
-    from tessera.training.building import build
+    from tessera.training.trainer import build
 
     return build(config, held)
 
@@ -113,19 +112,19 @@ def take(config: RunConfig) -> Held:
         ValueError: another run is using the folder, or none of its checkpoints can be read.
     """
     folder = Path(config.run_folder)
-    resuming = bool(files.checkpoints(folder))
+    resuming = bool(run_folder.checkpoints(folder))
     # What a phase once started from has done its part, and may be gone.
     asked = replace(config, start_from=None, initial_weights=None) if resuming else config
-    findings = examine(asked, ranks.world_size())
+    findings = examine(asked, distributed.world_size())
     if found := findings.problems:
         count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
         raise ConfigError("\n  ".join([f"{config.name} cannot run: {count}", *found]))
     for doubt in findings.doubts:
         warn(doubt)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    lock = files.lock(folder)
+    lock = run_folder.lock(folder)
     try:
-        files.clear_unfinished(folder, ranks.began())
+        run_folder.clear_unfinished(folder, distributed.began())
         return Held(lock, newest(folder, warn))
     except BaseException:
         lock.release()

@@ -9,7 +9,7 @@ from typing import Any
 from tessera.checkpoints.safe_files import load_pickled_tensors
 from tessera.config import to_plain
 from tessera.quantities import Duration
-from tessera.training import folder as files
+from tessera.training import run_folder
 from tessera.training.config import RunConfig
 
 
@@ -39,10 +39,10 @@ def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:
     Raises:
         ValueError: there are checkpoints, but none can be read.
     """
-    found = files.checkpoints(folder)
+    found = run_folder.checkpoints(folder)
     damaged: list[Path] = []
     for path in reversed(found.values()):
-        problem = files.damage(path)
+        problem = run_folder.damage(path)
         if problem is None:
             try:
                 whole = read(path)

@@ -1,0 +1,1 @@
+"""What checkpoints look like on disk: ours, FlexBERT's, Hugging Face's, a release's."""

@@ -1,0 +1,184 @@
+"""Every kept checkpoint of a run as a revision to publish.
+
+A revision is a folder: the Hugging Face export, a model card, the state to restart from, and the
+digests of all of it. It appears whole, by a rename, so a release that was interrupted is continued
+by running it again.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tessera.checkpoints.checkpoint import CheckpointError
+from tessera.checkpoints.exporter import verify, write_folder
+from tessera.checkpoints.formats import restart_state
+from tessera.checkpoints.reader import read_checkpoint
+from tessera.checkpoints.release import hub, model_card
+from tessera.checkpoints.safe_files import load_json, sha256
+from tessera.checkpoints.tokenizer_files import as_json, special_tokens
+
+INDEX = "index.json"
+SUMS = "SHA256SUMS"
+
+_log = logging.getLogger(__name__)
+
+
+def release(
+    run_folder: str | Path,
+    out: str | Path,
+    *,
+    push: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """Make a revision of every checkpoint of a run, and an index of all revisions in `out`.
+
+    Revisions already there are kept; several runs (the phases of a chain) may share one `out`.
+
+    Args:
+        run_folder: with its `checkpoints` and `metrics.jsonl`.
+        out: folder of the release; revisions become folders in it.
+        push: also push to this Hugging Face repository (`org/name`), one branch a revision.
+        license: named on the cards; None says that none was chosen.
+
+    Returns:
+        The index, `out/README.md`.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, one is unreadable or fails its verification,
+            or pushing failed; what is finished stays, and the same call continues.
+    """
+    run_folder, out = Path(run_folder), Path(out)
+    checkpoints = _checkpoints(run_folder)
+    _check_target(out)
+    out.mkdir(parents=True, exist_ok=True)
+    known = {entry["source"]["sha256"]: entry for entry in _entries(out)}
+    for path in checkpoints:
+        digest = sha256(path)
+        if digest in known:
+            _log.info("%s: already released as %s", path, known[digest]["revision"])
+            continue
+        source = {"file": path.name, "sha256": digest}
+        name = _release_one(run_folder, path, out, source, repository=push, license=license)
+        _log.info("%s: released as %s", path, name)
+    index = write_index(out, repository=push, license=license)
+    if push is not None:
+        hub.push(out, [entry["revision"] for entry in _entries(out)], push)
+    return index
+
+
+def write_index(out: Path, *, repository: str | None, license: str | None) -> Path:
+    """Write `index.json` and a README.md with one line per revision in `out`."""
+    entries = _entries(out)
+    _write_whole(out / INDEX, json.dumps(entries, indent=2) + "\n")
+    _write_whole(
+        out / "README.md", model_card.index_card(entries, repository=repository, license=license)
+    )
+    return out / "README.md"
+
+
+def _release_one(
+    run_folder: Path,
+    path: Path,
+    out: Path,
+    source: dict[str, Any],
+    *,
+    repository: str | None,
+    license: str | None,
+) -> str:
+    checkpoint = read_checkpoint(path)
+    missing = [key for key in ("steps", "tokens") if key not in checkpoint.progress]
+    if missing:
+        raise CheckpointError(f"{checkpoint.path}: does not record its {' and '.join(missing)}")
+    name = model_card.revision_name(run_folder.resolve().name, checkpoint.progress)
+    if (out / name).exists():
+        raise CheckpointError(
+            f"{out / name}: was released from another file than {checkpoint.path}; remove that "
+            "folder to release it anew, or choose another --out"
+        )
+    scores = _scores(run_folder / "metrics.jsonl", checkpoint.progress["steps"])
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.releasing-", dir=out))
+    try:
+        write_folder(checkpoint, temporary)
+        difference = verify(checkpoint, temporary)
+        source = {**source, "largest_logit_difference": difference}
+        restart_state.write(checkpoint, temporary, source=source)
+        text = model_card.model_card(
+            checkpoint,
+            name=name,
+            repository=repository,
+            license=license,
+            scores=scores,
+            mask_token=special_tokens(checkpoint.tokenizer_files or {})["mask_token"],
+        )
+        (temporary / "README.md").write_text(text, encoding="utf-8")
+        losses = {key: score["loss"] for key, score in scores.items() if "loss" in score}
+        entry = {
+            "revision": name,
+            "steps": checkpoint.progress["steps"],
+            "tokens": checkpoint.progress["tokens"],
+            "lr": checkpoint.learning_rate,
+            "validation_loss": losses,
+            "source": source,
+        }
+        (temporary / "revision.json").write_text(as_json(entry), encoding="utf-8")
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        sums = [f"{sha256(path)}  {path.relative_to(temporary).as_posix()}\n" for path in files]
+        (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
+        temporary.chmod(0o755)
+        os.rename(temporary, out / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return name
+
+
+def _checkpoints(run_folder: Path) -> list[Path]:
+    folder = run_folder / "checkpoints"
+    if not folder.is_dir():
+        raise CheckpointError(f"{run_folder}: no run folder (it has no checkpoints)")
+    found = sorted(p for p in folder.glob("*.pt") if p.is_file() and not p.is_symlink())
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint (step*.pt) to release")
+    return found
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out}: is no folder; choose another place for the release")
+    if out.is_dir() and any(out.iterdir()) and not _entries(out) and not _only_leftovers(out):
+        raise CheckpointError(f"{out}: holds other things; choose a new or empty folder")
+
+
+def _only_leftovers(out: Path) -> bool:
+    return all(path.name.startswith(".") and ".releasing-" in path.name for path in out.iterdir())
+
+
+def _entries(out: Path) -> list[dict[str, Any]]:
+    """The finished revisions in `out`: in the order of their phases' names, then of steps."""
+    paths = out.glob("*/revision.json") if out.is_dir() else ()
+    entries = [load_json(path) for path in paths if not path.parent.name.startswith(".")]
+    return sorted(entries, key=lambda entry: (entry["revision"].rsplit("-step")[0], entry["steps"]))
+
+
+def _scores(metrics: Path, steps: int) -> dict[str, dict[str, Any]]:
+    """Validation scores by source, if there was an evaluation after this very step."""
+    scores: dict[str, dict[str, Any]] = {}
+    if not metrics.is_file():
+        return scores
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed may be cut short
+        if record["kind"] == "evaluation" and record["step"] == steps:
+            scores = record["sources"]
+    return scores
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

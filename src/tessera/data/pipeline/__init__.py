@@ -1,0 +1,1 @@
+"""From the order of documents to packed, masked rows, one stage a file."""

@@ -1,0 +1,112 @@
+"""Masked-language modelling on one row: which tokens are predicted, what the model sees instead.
+
+Of the chosen tokens 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al., 2018,
+section 3.1). Special tokens are neither chosen nor drawn as replacements.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from tessera.data.config import MaskingConfig
+from tessera.data.randomness import Draws
+
+_SCALE = 1 << 16  # one 16-bit draw a token decides everything but the replacement
+_MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
+_RATE_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking must know of a tokenizer. Tables are indexed by token id."""
+
+    mask_id: int
+    ordinary: np.ndarray
+    """(ids that can occur,) bool: not a special token."""
+    replacements: np.ndarray
+    """The ordinary tokens, to draw from."""
+    word_starts: np.ndarray | None = None
+    """(ids that can occur,) bool: begins a word. Only for masking whole words."""
+
+
+def rate_at(masking: MaskingConfig, row: int, row_tokens: int) -> float:
+    """The masking rate of a row: linear in the token slots of the rows before it."""
+    if masking.final_rate is None or masking.over is None:
+        return masking.rate
+    progress = min(1.0, row * row_tokens / masking.over.value)
+    return masking.rate + (masking.final_rate - masking.rate) * progress
+
+
+def rate_for_shapes(masking: MaskingConfig, row: int, row_tokens: int) -> float:
+    """A rate no smaller than the rows' from this one on or near it, of few different values.
+
+    The number of prediction slots is made for it, so that a schedule changes shapes only rarely.
+    """
+    if masking.final_rate is None:
+        return masking.rate
+    steps = ceil(rate_at(masking, row, row_tokens) * _RATE_STEPS) + (
+        masking.final_rate > masking.rate
+    )
+    return min(steps / _RATE_STEPS, max(masking.rate, masking.final_rate))
+
+
+def mask(
+    ids: np.ndarray, vocabulary: Vocabulary, rate: float, draws: Draws
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose and change tokens of a row.
+
+    Args:
+        ids: (T,) token ids, special ones included.
+        vocabulary: The tokenizer's tables.
+        rate: Share of the ordinary tokens to choose, to within 2**-17.
+        draws: At the beginning of the row's key: the same key gives the same masks for ever.
+
+    Returns:
+        (T,) ids as the model sees them; (M,) int32 positions chosen, ascending; (M,) the tokens
+        that were there.
+    """
+    fates = _uint16(draws, len(ids))
+    chosen = round(rate * _SCALE)
+    if vocabulary.word_starts is not None:
+        candidates = (fates[_word_numbers(ids, vocabulary)] < chosen).nonzero()[0]
+    else:
+        candidates = (fates < chosen).nonzero()[0]
+    positions = candidates[vocabulary.ordinary.take(ids.take(candidates))]
+    labels = ids.take(positions)
+    if vocabulary.word_starts is not None:  # one draw chose a whole word; each token has its fate
+        fates, chosen = _uint16(draws, len(positions)), _SCALE
+    else:
+        fates = fates.take(positions)
+
+    seen = labels.copy()
+    masked_below = np.uint16(round(_MASKED * chosen))
+    np.putmask(seen, fates < masked_below, vocabulary.mask_id)
+    fates -= masked_below  # those below wrap around, to above all others
+    replaced = (fates < round(_MASKED_OR_REPLACED * chosen) - masked_below).nonzero()[0]
+    seen[replaced] = vocabulary.replacements.take(
+        _below(draws, len(vocabulary.replacements), len(replaced))
+    )
+    masked = ids.copy()
+    masked[positions] = seen
+    return masked, positions.astype(np.int32), labels
+
+
+def _uint16(draws: Draws, count: int) -> np.ndarray:
+    """(count,) uniform uint16, four from a word."""
+    return draws.words(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+
+
+def _below(draws: Draws, limit: int, count: int) -> np.ndarray:
+    """(count,) uniform integers below a limit that is small beside 2**32."""
+    return ((draws.words(count) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)
+
+
+def _word_numbers(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """(T,) which word of the row each token belongs to; a special token is one of its own."""
+    assert vocabulary.word_starts is not None
+    special = ~vocabulary.ordinary[ids]
+    starts = vocabulary.word_starts[ids] | special
+    starts[1:] |= special[:-1]
+    starts[0] = True
+    return np.cumsum(starts) - 1

@@ -1,0 +1,128 @@
+"""One packed and masked row, as it travels from the process that makes it to the trainer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tessera.data.digest import row_digest
+from tessera.data.pipeline.lane import LaneState
+from tessera.data.pipeline.masking import Vocabulary, mask
+from tessera.data.pipeline.pieces import Piece, PieceId
+from tessera.data.pipeline.streams import Stream
+from tessera.data.randomness import Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of `T` token slots in `n` segments, `M` of them to be predicted. numpy only."""
+
+    number: int
+    """In the run's global stream of rows."""
+    lane: int
+    ids: np.ndarray
+    """(T,) uint16 or uint32: masks applied, padding at the end."""
+    ends: np.ndarray
+    """(n,) int32: where each segment ends, padding segments included."""
+    positions: np.ndarray
+    """(M,) int32: which slots are predicted."""
+    labels: np.ndarray
+    """(M,) as ids: the tokens that were there."""
+    tokens: int
+    """Slots that are not padding."""
+    documents: int
+    """Segments that are not padding."""
+    source_tokens: tuple[int, ...]
+    """Slots of each source."""
+    digest: np.ndarray
+    """(4,) int64: see `tessera.data.digest`."""
+    state: LaneState
+    """The lane's, after this row."""
+    pieces: tuple[PieceId, ...] = ()
+    """What the segments are; left out where nobody asks."""
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What every row of a run has in common."""
+
+    row_tokens: int
+    max_seq_len: int
+    cls_id: np.ndarray
+    """(1,) as rows' ids; so are the other two."""
+    sep_id: np.ndarray
+    pad_id: np.ndarray
+    vocab_size: int
+    """Rows of the model's embedding: no id may reach it."""
+    vocabulary: Vocabulary
+
+
+def lay_out(pieces: Sequence[Piece], form: RowFormat) -> tuple[np.ndarray, np.ndarray, int]:
+    """Segments `[CLS] content [SEP]` end to end, then padding in ones of at most `max_seq_len`.
+
+    Returns:
+        (T,) ids; (n,) int32 segment ends; how many slots are not padding.
+    """
+    parts: list[np.ndarray] = []
+    for piece in pieces:
+        parts += (form.cls_id, piece.content, form.sep_id)
+    ends = np.cumsum([piece.tokens for piece in pieces], dtype=np.int32)
+    used = int(ends[-1])
+    ids = np.empty(form.row_tokens, form.pad_id.dtype)
+    np.concatenate(parts, out=ids[:used])
+    if used < form.row_tokens:
+        ids[used:] = form.pad_id
+        tail = np.arange(used + form.max_seq_len, form.row_tokens, form.max_seq_len)
+        ends = np.concatenate((ends, tail, [form.row_tokens]), dtype=np.int32)
+    return ids, ends, used
+
+
+def make_row(
+    number: int,
+    lane: int,
+    pieces: Sequence[Piece],
+    state: LaneState,
+    streams: Sequence[Stream],
+    form: RowFormat,
+    *,
+    rate: float,
+    draws: Draws,
+) -> Row:
+    """Lay out and mask one row.
+
+    Raises:
+        ValueError: If a document holds a token the model does not know, naming the document.
+    """
+    ids, ends, tokens = lay_out(pieces, form)
+    if int(ids.max()) >= form.vocab_size:
+        raise ValueError(unknown_token(pieces, streams, form.vocab_size))
+    masked, positions, labels = mask(ids, form.vocabulary, rate, draws)
+    source_tokens = [0] * len(streams)
+    for piece in pieces:
+        source_tokens[piece.id[0]] += piece.tokens
+    return Row(
+        number=number,
+        lane=lane,
+        ids=masked,
+        ends=ends,
+        positions=positions,
+        labels=labels,
+        tokens=tokens,
+        documents=len(pieces),
+        source_tokens=tuple(source_tokens),
+        digest=row_digest(number, ends, masked, positions, labels),
+        state=state,
+        pieces=tuple(piece.id for piece in pieces),
+    )
+
+
+def unknown_token(pieces: Sequence[Piece], streams: Sequence[Stream], vocab_size: int) -> str:
+    """What to tell the user about the first piece with an id of `vocab_size` or more."""
+    piece = next(piece for piece in pieces if int(piece.content.max()) >= vocab_size)
+    stream = streams[piece.id[0]]
+    return (
+        f"source '{stream.name}', document '{stream.document_ids([piece.id[1]])[0]}': "
+        f"token id {piece.content.max()}, but the model's "
+        f"vocab_size is {vocab_size}; the shards were made with another tokenizer, or are damaged: "
+        "prepare the source again with this run's tokenizer"
+    )

@@ -1,0 +1,1 @@
+"""What preparing text shares: reading raw documents, writing shards. Imports no torch."""

@@ -1,0 +1,152 @@
+"""What a remote folder holds, brought here by Streaming.
+
+Its `Stream` downloads, decompresses and validates; its shared memory and its `__iter__` are not
+used.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tessera.data.sources.locks import CacheError
+from tessera.data.sources.mds_shard import ShardEntry
+
+log = logging.getLogger(__name__)
+
+_DOWNLOAD_TIMEOUT_SECONDS = 300.0
+_FIRST_PAUSE_SECONDS = 0.5
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FetchFailed(ValueError):
+    """A shard cannot be fetched, after retries."""
+
+
+class Remote:
+    """The shards of a remote folder: any that Streaming reads, such as s3://, or a path."""
+
+    def __init__(self, source: str, url: str, folder: Path, *, attempts: int) -> None:
+        """Describe it; nothing is read yet.
+
+        Args:
+            source: Name for messages.
+            url: Where the shards are.
+            folder: The cache they are fetched for, for messages.
+            attempts: How often a fetch is tried before it fails.
+        """
+        self._url = url
+        self._source, self._folder, self._attempts = source, folder, attempts
+        self._streams: dict[tuple[int, int], Any] = {}
+
+    def fetch(self, shard: ShardEntry, staging: Path) -> Path:
+        """Bring a shard into an empty folder of its own, decompressed and compared with its hash.
+
+        Returns:
+            The file, in `staging`.
+
+        Raises:
+            FetchFailed: it is missing, or arrives and is not right, after retries.
+            CacheError: the remote cannot be reached, or the disk is full.
+        """
+        from streaming.base.format import reader_from_json  # takes seconds to import
+
+        stream = self._stream(shard)
+        stream.local = str(staging)
+        reader = reader_from_json(str(staging), None, _streaming_entry(shard))
+        for attempt in range(1, self._attempts + 1):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            try:
+                stream.prepare_shard(reader)
+                return staging / shard.raw.basename
+            except Exception as error:  # each kind of remote raises its own
+                if attempt == self._attempts or getattr(error, "errno", None) in _NO_SPACE:
+                    raise self._explained(error, shard, staging) from error
+                log.warning(
+                    "source '%s': attempt %d to fetch %s from %s failed: %s",
+                    *(self._source, attempt, shard.raw.basename, self._url, error),
+                )
+                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _explained(self, error: Exception, shard: ShardEntry, staging: Path) -> ValueError:
+        """Whose fault it is: the shard's if it is missing, or arrived and was not right."""
+        if getattr(error, "errno", None) in _NO_SPACE:
+            return CacheError(
+                f"source '{self._source}': no space left for {self._folder}; free some, or set or "
+                "lower cache_limit"
+            )
+        problem = f"cannot be fetched from {self._url} ({error})"
+        arrived = (staging / (shard.compressed or shard.raw).basename).exists()
+        if arrived or isinstance(error, FileNotFoundError):
+            return FetchFailed(problem)
+        return CacheError(
+            f"source '{self._source}': {shard.raw.basename} {problem}; nothing says that the shard "
+            "is bad: check that the remote can be reached and read, and start again"
+        )
+
+    def _stream(self, shard: ShardEntry) -> Any:
+        """Streaming's client for the remote: one per thread, since not all may be shared."""
+        from streaming import Stream
+        from streaming.base.hashing import is_hash
+
+        key = os.getpid(), threading.get_ident()
+        if key not in self._streams:
+            self._streams[key] = Stream(
+                remote=self._url,
+                local=str(self._folder),
+                download_retry=1,
+                download_timeout=_DOWNLOAD_TIMEOUT_SECONDS,
+                keep_zip=False,
+            )
+        stream = self._streams[key]
+        hashes = (shard.compressed or shard.raw).hashes
+        stream.validate_hash = next((name for name in hashes if is_hash(name)), None)
+        return stream
+
+
+def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> bytes:
+    """The content of a small file of a remote folder, through Streaming.
+
+    Raises:
+        Whatever the last attempt to fetch it raised; FileNotFoundError if it does not exist.
+    """
+    from streaming.base.storage.download import CloudDownloader
+
+    file = staging / name
+    for attempt in range(1, attempts + 1):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            path = os.path.join(remote, name)
+            CloudDownloader.direct_download(path, str(file), _DOWNLOAD_TIMEOUT_SECONDS)
+            return file.read_bytes()
+        except Exception:
+            if attempt == attempts:
+                raise
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    raise AssertionError("unreachable")
+
+
+def _streaming_entry(shard: ShardEntry) -> dict[str, Any]:
+    """The entry of the index as Streaming's reader wants it."""
+    return {
+        "version": 2,
+        "format": "mds",
+        "compression": shard.compression,
+        "hashes": sorted(shard.raw.hashes),
+        "size_limit": None,
+        "samples": shard.samples,
+        "column_names": list(shard.layout.names),
+        "column_encodings": list(shard.layout.encodings),
+        "column_sizes": list(shard.layout.sizes),
+        "raw_data": vars(shard.raw),
+        "zip_data": vars(shard.compressed) if shard.compressed else None,
+    }

@@ -1,0 +1,1 @@
+"""What happens around each step, as Composer's callbacks."""

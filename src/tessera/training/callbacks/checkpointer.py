@@ -1,0 +1,157 @@
+"""Saving the state of training: whole or not at all, and enough of it to go on exactly."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.loggers import Logger
+
+from tessera.config import to_plain
+from tessera.data.loader import Loader, merge_states
+from tessera.optim.schedules import decay_begins
+from tessera.quantities import Duration
+from tessera.tokenizer import Tokenizer
+from tessera.training import distributed, run_folder
+from tessera.training.callbacks.train_step import Stepping
+from tessera.training.config import RunConfig
+from tessera.training.leaving import TrainingStopped
+
+FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written stop the run."""
+
+
+class RunRecord(Callback):
+    """Our entry in a Composer checkpoint, under this class's name: all that weights do not say."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        loader: Loader,
+        stepping: Stepping,
+        evaluation_owed: Callable[[], bool],
+    ) -> None:
+        self.config = config
+        self.evaluation_owed = evaluation_owed
+        self.tokenizer = tokenizer
+        self.loader = loader
+        self.stepping = stepping
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON texts by name. Every rank calls this: each knows its own lanes alone."""
+        batch = self.stepping.batch
+        data: dict[str, Any] = {}
+        if batch is not None:
+            data = merge_states(distributed.gather(self.loader.state_after(batch))).to_json()
+        group = max(self.stepping.optimizer.param_groups, key=lambda g: g["weight_decay"])
+        progress = {
+            **asdict(self.stepping.clock),
+            "duration": str(self.config.duration),
+            "schedule": to_plain(self.config.schedule),
+            "lr": group["lr"],
+            "max_lr": group.get("max_lr", group["initial_lr"]),
+            "spikes": self.stepping.judge.state(),
+            "evaluation_owed": self.evaluation_owed(),
+        }
+        record = {
+            "model_config": to_plain(self.config.model),
+            "tokenizer_files": self.tokenizer.files,
+            "run_config": to_plain(self.config),
+            "progress": progress,
+            "data": data,
+        }
+        return {name: json.dumps(value) for name, value in record.items()}
+
+
+@dataclass(eq=False)
+class Checkpoints(Callback):
+    """Saves after a step when it is time to, and when the run is about to end."""
+
+    config: RunConfig
+    stepping: Stepping
+    say: Callable[[str], None]
+    before_save: Callable[[], None]
+    """Called on rank 0: what must be on the disk before a checkpoint that comes after it."""
+    preempted: bool = False
+    """Whether training ends because of a signal."""
+    failed_saves: int = 0
+
+    def __post_init__(self) -> None:
+        clock = self.stepping.clock
+        self._before = {unit: clock.done(unit) for unit in ("tok", "ba", "sp")}
+        begin = decay_begins(self.config.schedule, self.config.duration)
+        self._pins = [*self.config.checkpoints.milestones, *([begin] if begin else [])]
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Save if an interval, a milestone or the phase ended with this step, or a signal came."""
+        clock, step = self.stepping.clock, self.stepping.step
+        assert step is not None
+        interval = self.config.checkpoints.interval
+        due = interval is not None and crossed(interval, self._before, clock.done(interval.unit))
+        pin = any(self._passed(mark) for mark in self._pins)
+        self._before = {unit: clock.done(unit) for unit in self._before}
+        done = clock.done(self.config.duration.unit) >= self.config.duration.value
+        self.preempted = step.stop_signal is not None and not done
+        if due or pin or done or self.preempted:
+            self.save(state, pin=pin, must=pin or done or self.preempted)
+        if self.preempted:
+            state.stop_training()
+
+    def _passed(self, mark: Duration) -> bool:
+        return self._before[mark.unit] < mark.value <= self.stepping.clock.done(mark.unit)
+
+    def save(self, state: State, *, pin: bool, must: bool) -> None:
+        """Write a checkpoint, then let `latest` mean it, then delete what `keep` leaves out.
+
+        Raises:
+            TrainingStopped: it cannot be written, and `must`, or for the third time in a row.
+        """
+        with self.stepping.pause():
+            self._save(state, pin=pin, must=must)
+
+    def _save(self, state: State, *, pin: bool, must: bool) -> None:
+        contents = {"state": state.state_dict(), "rng": []}
+        problem = None
+        if distributed.rank() == 0:
+            try:
+                self.before_save()
+                self._write(contents, pin)
+            except (OSError, RuntimeError) as error:
+                problem = _first_cause(error)
+        problem = distributed.from_first(problem)
+        self.failed_saves = 0 if problem is None else self.failed_saves + 1
+        if problem is None:
+            return
+        if must or self.failed_saves >= FAILED_SAVES:
+            raise TrainingStopped(
+                f"the checkpoint could not be written ({problem}). The last one stands: make room "
+                f"or mend {self.config.run_folder}, and start again"
+            )
+        self.say(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
+
+    def _write(self, contents: dict[str, Any], pin: bool) -> None:
+        folder, step = Path(self.config.run_folder), self.stepping.clock.steps
+        path = run_folder.checkpoint_path(folder, step)
+        if pin:  # first: a run killed after the next line would not come here again
+            run_folder.pin(folder, step)
+        run_folder.write_whole(path, lambda file: torch.save(contents, file))
+        run_folder.point_latest(path)
+        keep = self.config.checkpoints.keep
+        if keep != "all":
+            run_folder.prune(folder, keep)
+
+
+def _first_cause(error: BaseException) -> str:
+    """What the disk said: torch answers it with an error of its own about a zip file."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def crossed(interval: Duration, before: dict[str, int], now: int) -> bool:
+    """Whether a multiple of the interval lies in what was just done."""
+    return now // interval.value > before[interval.unit] // interval.value

@@ -1,0 +1,155 @@
+"""Steps that must not, or should not, reach the weights: non-finite ones, and spikes.
+
+Every rank decides alike, from numbers all of them have. The window of usual values is part of the
+checkpoint, so that a resumed run decides as the undisturbed one would.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+
+from tessera.training.callbacks.progress import Step, finite_or_none
+from tessera.training.callbacks.suspects import Suspect, summary
+from tessera.training.config import SpikeConfig
+from tessera.training.leaving import TrainingStopped
+
+SPIKES_FILE = "spikes.jsonl"
+_NORMAL = 1.4826  # a normal distribution's standard deviation in median absolute deviations
+_FLOOR = 0.01
+"""A calm run's deviation is not taken to be less than this share of its median."""
+
+
+class SpikeError(TrainingStopped):
+    """Training was stopped because of a loss or a gradient; the text says how to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What is unusual about a step, and what is done about it."""
+
+    why: Literal["non-finite", "spike"]
+    action: Literal["record", "skip", "stop"]
+    usual: float
+    """The median of the window."""
+    limit: float
+    """What would still have been usual."""
+
+
+@dataclass
+class Guard:
+    """Judges each step by those before it."""
+
+    config: SpikeConfig
+    losses: deque[float] = field(default_factory=deque)
+    """The usual ones, oldest first."""
+    skipped_in_row: int = 0
+
+    def judge(self, step: Step) -> Verdict | None:
+        """The verdict on a step; None for a usual one."""
+        verdict = self._verdict(step)
+        if verdict is not None and verdict.action == "skip":
+            self.skipped_in_row += 1
+            if self.skipped_in_row >= self.config.patience_steps:
+                return Verdict(**{**vars(verdict), "action": "stop"})
+            return verdict
+        self.skipped_in_row = 0
+        if math.isfinite(step.loss):
+            self.losses.append(step.loss)
+            while len(self.losses) > self.config.window_steps:
+                self.losses.popleft()
+        return verdict
+
+    def _verdict(self, step: Step) -> Verdict | None:
+        full = len(self.losses) >= max(8, self.config.window_steps // 4)
+        usual = median(self.losses) if self.losses else math.nan
+        deviation = _NORMAL * median(abs(loss - usual) for loss in self.losses) if full else 0.0
+        limit = usual + self.config.threshold * max(deviation, _FLOOR * abs(usual))
+        if not step.finite:
+            return Verdict(
+                why="non-finite", action=self.config.non_finite, usual=usual, limit=limit
+            )
+        if full and step.loss > limit:
+            return Verdict(why="spike", action=self.config.action, usual=usual, limit=limit)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: JSON-able, exact."""
+        return {"losses": list(self.losses), "skipped_in_row": self.skipped_in_row}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.losses = deque(state.get("losses", ()))
+        self.skipped_in_row = state.get("skipped_in_row", 0)
+
+
+def ranges(rows: Sequence[int] | np.ndarray) -> list[str]:
+    """Row numbers as `train_data.skip_rows` takes them: '1200-1247'."""
+    numbers = sorted(int(row) for row in rows)
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return [f"{first}-{last}" for first, last in found]
+
+
+def record(
+    folder: Path,
+    number: int,
+    step: Step,
+    verdict: Verdict,
+    microbatch_losses: Sequence[tuple[Sequence[int], float]],
+    found: Sequence[Suspect],
+) -> dict[str, Any]:
+    """Write down what was seen: a line of `spikes.jsonl`.
+
+    Args:
+        folder: the run folder.
+        number: of the step, from 1.
+        step: what it was.
+        verdict: what was unusual.
+        microbatch_losses: rows and mean loss of each microbatch of every rank, as they were.
+        found: the documents of every rank, whose losses come from a second forward pass.
+    """
+    line = {
+        "step": number,
+        "why": verdict.why,
+        "action": verdict.action,
+        "loss": finite_or_none(step.loss),
+        "usual_loss": finite_or_none(verdict.usual),
+        "limit": finite_or_none(verdict.limit),
+        "grad_norm": finite_or_none(step.grad_norm),
+        "digest": step.digest,
+        "rows": ranges(step.rows),
+        "source_tokens": step.source_tokens,
+        "microbatches": [
+            {"rows": ranges(rows), "loss": finite_or_none(loss)} for rows, loss in microbatch_losses
+        ],
+        **summary(found),
+    }
+    with (folder / SPIKES_FILE).open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+    return line
+
+
+def instructions(
+    folder: Path, number: int, step: Step, verdict: Verdict, skipped: Sequence[str] = ()
+) -> str:
+    """What to do about a run that was stopped; `skipped` are the `skip_rows` so far."""
+    skip = ", ".join(f"'{part}'" for part in [*skipped, *ranges(step.rows)])
+    value = "nan" if not math.isfinite(step.loss) else f"{step.loss:.4g}"
+    return (
+        f"stopped before step {number} changed the weights: {verdict.why} (loss {value}, usually "
+        f"{verdict.usual:.4g}; gradient norm {step.grad_norm:.4g}). {folder / SPIKES_FILE} says "
+        f"in which documents. To leave their rows out and go on from the newest checkpoint, "
+        "start again with\n"
+        f'  "train_data.skip_rows=[{skip}]"'
+    )

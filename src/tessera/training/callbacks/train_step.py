@@ -1,0 +1,195 @@
+"""The callback around each optimizer step: its learning rate, its measure, its record."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.core import Callback, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tessera.batch import PackedBatch, RankBatch
+from tessera.model.compilation import graphs_compiled
+from tessera.model.config import ModelConfig
+from tessera.model.flops import training_flops
+from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
+from tessera.training import distributed
+from tessera.training.callbacks import spikes
+from tessera.training.callbacks.progress import Step, finite_or_none, share_of, whole
+from tessera.training.callbacks.spikes import Guard, SpikeError
+from tessera.training.callbacks.suspects import suspects
+from tessera.training.config import RunConfig
+from tessera.training.mlm import MaskedLanguageModel
+
+Sink = Callable[[dict[str, Any]], None]
+"""Takes a record of `metrics.jsonl`."""
+
+
+@dataclass
+class Clock:
+    """How much of the phase is done, in the unit of its duration and in all others."""
+
+    steps: int = 0
+    tokens: int = 0
+    documents: int = 0
+    rows: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    """Of `tokens`, those of each source."""
+
+    def done(self, unit: str) -> int:
+        """Progress in a unit of `tessera.quantities.Duration`."""
+        return {"tok": self.tokens, "ba": self.steps, "sp": self.documents}[unit]
+
+
+@dataclass(eq=False)
+class Stepping(Callback):
+    """Sets the rate before a step, judges it before the weights change, records it after."""
+
+    config: RunConfig
+    model: MaskedLanguageModel
+    optimizer: Optimizer
+    judge: Guard
+    stop_signal: Callable[[], int | None]
+    sinks: Sequence[Sink]
+    """Called on rank 0."""
+    peak_flops: float = 0.0
+    """Of one device; 0 if unknown."""
+    clock: Clock = field(default_factory=Clock)
+    step: Step | None = None
+    """The newest."""
+    batch: RankBatch | None = None
+    """This rank's share of it."""
+    skipped: str | None = None
+
+    def __post_init__(self) -> None:
+        make_skippable(self.optimizer, lambda: self.skipped is not None)
+        self._begin = time.perf_counter()
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Start the clock of the first step."""
+        self._begin = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what is done inside out of the steps' time."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Set the rate for the progress so far, exactly; Composer's schedulers lag a batch."""
+        unit, total = self.config.duration.unit, self.config.duration.value
+        set_rate(self.optimizer, self.config.schedule.multiplier(self.clock.done(unit), total))
+        self.batch = state.batch
+        self.skipped = None
+        self.model.losses.clear()
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Agree with the other ranks on what this step was, and whether it may happen."""
+        assert self.batch is not None
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        losses = torch.stack(self.model.losses).double()
+        # One transfer from the device; the step needs the answer, so there is no hiding it.
+        *each, norm = torch.cat([losses, _norm(gradients).double().reshape(1)]).tolist()
+        share = share_of(
+            self.batch,
+            loss_sum=sum(each),
+            grad_norm=norm,
+            flops=sum(_flops(self.config.model, m) for m in self.batch.microbatches),
+            stop_signal=self.stop_signal(),
+        )
+        self.step = whole(distributed.gather(share))
+        self._judge(state, self.step, each)
+        clip = self.config.optimizer.clip_norm
+        if clip is not None and norm > clip and self.skipped is None:
+            torch._foreach_mul_(gradients, clip / norm)
+
+    def _judge(self, state: State, step: Step, losses: list[float]) -> None:
+        verdict = self.judge.judge(step)
+        if verdict is None:
+            return
+        assert self.batch is not None
+        means = [
+            (m.rows.tolist(), loss / max(1, m.masked_tokens))
+            for m, loss in zip(self.batch.microbatches, losses, strict=True)
+        ]
+        with self.pause(), get_precision_context(state.precision, state.precision_config):
+            parts = distributed.gather((means, suspects(self.model, self.batch)))
+        folder, coming = Path(self.config.run_folder), self.clock.steps + 1
+        if distributed.rank() == 0:
+            everywhere, found = (
+                list(chain.from_iterable(part)) for part in zip(*parts, strict=True)
+            )
+            spikes.record(folder, coming, step, verdict, everywhere, found)
+        if verdict.action == "stop":
+            skipped = self.config.train_data.skip_rows
+            raise SpikeError(spikes.instructions(folder, coming, step, verdict, skipped))
+        self.skipped = verdict.why if verdict.action == "skip" else None
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Count the step, and hand its record on."""
+        assert self.step is not None
+        self.clock.steps = int(state.timestamp.batch)
+        self.clock.tokens = int(state.timestamp.token)
+        self.clock.documents = int(state.timestamp.sample)
+        self.clock.rows += len(self.step.rows)
+        for source, tokens in self.step.source_tokens.items():
+            read = self.clock.source_tokens
+            read[source] = read.get(source, 0) + tokens
+        now = time.perf_counter()
+        seconds, self._begin = now - self._begin, now
+        if distributed.rank() == 0:
+            record = self._record(self.step, seconds)
+            for sink in self.sinks:
+                sink(record)
+
+    def _record(self, step: Step, seconds: float) -> dict[str, Any]:
+        group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
+        peak = self.peak_flops * distributed.world_size()
+        return {
+            "kind": "step",
+            "step": self.clock.steps,
+            "tokens": self.clock.tokens,
+            "total_documents": self.clock.documents,
+            "loss": finite_or_none(step.loss),
+            "step_tokens": step.tokens,
+            "masked_tokens": step.masked_tokens,
+            "mask_rate": step.masked_tokens / max(1, step.tokens),
+            "rows": len(step.rows),
+            "first_row": int(step.rows[0]),
+            "documents": step.documents,
+            "digest": step.digest,
+            "lr": group["lr"],
+            "max_lr": group.get("max_lr", group["initial_lr"]),
+            "weight_decay": group["weight_decay"],
+            "decay_of_step": decay_of_step(self.optimizer),
+            "grad_norm": finite_or_none(step.grad_norm),
+            "skipped": self.skipped,
+            "packing_fill": step.tokens / step.slots,
+            "source_tokens": step.source_tokens,
+            "source_epochs": step.source_epochs,
+            "step_seconds": seconds,
+            "tokens_per_second": step.tokens / seconds,
+            "mfu": step.flops / seconds / peak if peak else None,
+            "loader_wait_seconds": step.wait_seconds,
+            "graphs_compiled": graphs_compiled(),
+        }
+
+
+def _flops(config: ModelConfig, batch: PackedBatch) -> float:
+    real = batch.tokens / batch.input_ids.numel()
+    return real * training_flops(config, batch.cu_seqlens.diff(), batch.masked_tokens / real)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm over all gradients, wherever their parts are."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    full = getattr(norm, "full_tensor", None)
+    return norm if full is None else full()
