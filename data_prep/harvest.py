@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from tessera.data.sources.mds_shard import write_whole
+from tessera.files import write_whole
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])

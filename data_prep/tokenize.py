@@ -32,17 +32,20 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from tessera.data.preparation.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
 from tessera.data.preparation.mds_writer import PARTS, has_documents, publish, write_part
 from tessera.data.preparation.text_files import (
+    TEXT_COLUMN_HELP,
     Columns,
     Document,
+    Input,
     Part,
     cut_into_parts,
     find_splits,
+    parse_inputs,
     read_part,
 )
-from tessera.data.sources.mds_shard import INDEX, SUMMARY, write_whole
+from tessera.data.sources.mds_shard import INDEX, SUMMARY
+from tessera.files import write_whole
 from tessera.quantities import ByteSize
 from tessera.tokenizer import Tokenizer, load_tokenizer
 

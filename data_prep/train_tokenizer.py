@@ -30,9 +30,15 @@ from tokenizers import (
 )
 from tqdm import tqdm
 
-from tessera.data.preparation.inputs import TEXT_COLUMN_HELP, Input, parse_inputs
-from tessera.data.preparation.text_files import cut_into_parts, find_splits, read_part
-from tessera.data.sources.mds_shard import write_whole
+from tessera.data.preparation.text_files import (
+    TEXT_COLUMN_HELP,
+    Input,
+    cut_into_parts,
+    find_splits,
+    parse_inputs,
+    read_part,
+)
+from tessera.files import write_whole
 from tessera.tokenizer import Tokenizer as LoadedTokenizer
 from tessera.tokenizer import load_tokenizer
 

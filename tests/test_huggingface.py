@@ -13,8 +13,8 @@ from reference import flexbert as reference
 from tessera.checkpoints import CheckpointError, export, exporter, load_model, read_checkpoint
 from tessera.checkpoints.formats.huggingface_config import read_config, write_config
 from tessera.checkpoints.importer import import_checkpoint
-from tessera.checkpoints.tokenizer_files import TOKENIZER_FILES
 from tessera.model.config import ModelConfig
+from tessera.tokenizer import TOKENIZER_FILES
 
 LENGTHS = [30, 1, 12]
 LONG_CONTEXT = reference.config_content(

@@ -18,8 +18,9 @@ from reference import flexbert as reference
 from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.release import hub, revisions
-from tessera.checkpoints.release.model_card import revision_name, short_count
+from tessera.checkpoints.release.model_card import revision_name
 from tessera.checkpoints.release.revisions import release
+from tessera.quantities import short_number
 
 RUN_CONFIG = {
     "run_folder": "/secret/runs/phase1",
@@ -254,7 +255,7 @@ def test_what_cannot_be_released_is_refused(run, tmp_path):
     ],
 )
 def test_counts_are_short(tokens, name):
-    assert short_count(tokens) == name
+    assert short_number(tokens, decimals=1).upper() == name
 
 
 def test_a_revisions_name_is_fit_for_a_branch():

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import tessera
+from tessera.quantities import short_time
 from tessera.reporting.canvas import THEME, distinguished, phase_edges, short_number, spread
 from tessera.reporting.metrics import read_chain
 from tessera.reporting.plots import loss_figure, running_mean, wait_shares
 from tessera.reporting.report import summary_table, write_report
-from tessera.reporting.summary import duration
 
 WEIGHTS = {"web": 0.4, "code": 0.4, "science": 0.2}
 
@@ -475,4 +475,4 @@ def test_numbers_are_written_short():
     assert [short_number(value) for value in values] == texts
     seconds = [0.5, 59, 60, 185, 3600, 7859, 172_000, 180_000, 1e7, math.nan]
     texts = ["0.5 s", "59 s", "1 min 0 s", "3 min 5 s", "1 h 0 min", "2 h 10 min", "47 h 46 min"]
-    assert [duration(value) for value in seconds] == [*texts, "2 d 2 h", "115 d 17 h", "\u2013"]
+    assert [short_time(value) for value in seconds] == [*texts, "2 d 2 h", "115 d 17 h", "\u2013"]

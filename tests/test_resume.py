@@ -198,8 +198,10 @@ def test_moments_that_another_optimizer_left_are_said_to_be_lost(
 def test_two_runs_do_not_share_a_folder(corpus, undisturbed, tmp_path, monkeypatch):
     folder = interrupted(undisturbed, tmp_path / "run", 4)
     # These locks are a process's, so another process has to hold one.
-    script = "import sys; from pathlib import Path; from tessera.training import folder; "
-    script += "held = folder.lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    script = "import sys; from pathlib import Path; from tessera.training import run_folder; "
+    script += (
+        "held = run_folder.lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", script, str(folder)],
         stdin=subprocess.PIPE,

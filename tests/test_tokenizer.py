@@ -14,7 +14,7 @@ from tokenizers import (
     trainers,
 )
 
-from tessera.tokenizer import ROLES, load_tokenizer
+from tessera.tokenizer import NEEDED_ROLES, load_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = (
@@ -97,7 +97,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tmp_path):
     assert len(long) > 20
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", NEEDED_ROLES)
 def test_a_tokenizer_without_a_needed_token_is_refused_by_name(tmp_path, role):
     with pytest.raises(ValueError, match=f"has no {role}, which .*train_tokenizer.py"):
         load_tokenizer(save(byte_level(), tmp_path / "t", **{role: None}))

@@ -12,7 +12,9 @@ import pytest
 import tiny_run
 import torch
 
+from tessera.files import write_whole
 from tessera.training import run_folder
+from tessera.training.callbacks import checkpointer
 from tessera.training.callbacks.progress import Step
 from tessera.training.callbacks.spikes import Guard, ranges
 from tessera.training.config import RunConfig, SpikeConfig
@@ -108,15 +110,14 @@ def test_a_milestone_is_kept_even_if_the_run_was_killed_as_it_was_saved(
     folder = tmp_path / "run"
     keep = {"interval": "1ba", "keep": 1, "milestones": ["3ba"]}
     plain = tiny_run.settings(corpus, folder, duration="6ba", checkpoints=keep)
-    write_whole = run_folder.write_whole
 
-    def killed_after(path, write):
-        write_whole(path, write)
+    def killed_after(path, content):
+        write_whole(path, content)
         if path.name == "step00000003.pt":
             raise KeyboardInterrupt
 
     run = build(plain)
-    monkeypatch.setattr(run_folder, "write_whole", killed_after)
+    monkeypatch.setattr(checkpointer, "write_whole", killed_after)
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     run.close()
@@ -202,7 +203,7 @@ def test_a_checkpoint_that_does_not_fit_says_what_the_disk_said(
     # What torch raises itself, once its file has refused, speaks of positions in a zip file.
     run = build(tiny_run.settings(corpus, tmp_path / "run", duration="2ba"))
     monkeypatch.setattr(
-        run_folder,
+        checkpointer,
         "write_whole",
         lambda path, write: write(Full()) if path.suffix == ".pt" else None,
     )
@@ -248,9 +249,7 @@ def test_latest_never_dangles(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for step in (1, 2):
-        run_folder.write_whole(
-            run_folder.checkpoint_path(tmp_path, step), lambda file: file.write(b"x")
-        )
+        write_whole(run_folder.checkpoint_path(tmp_path, step), b"x")
         run_folder.point_latest(run_folder.checkpoint_path(tmp_path, step))
         assert (folder / "latest").read_bytes() == b"x"
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -481,7 +480,7 @@ def test_activation_checkpointing_changes_nothing(corpus, tmp_path, monkeypatch)
 
 
 def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
-    """What is known of it where no process can try it: see test_distributed.py for where one can."""
+    """What is known of it where no process can try it; test_distributed.py is for where one can."""
     from tessera.config import decode
     from tessera.model.modernbert import ModernBertForMaskedLM
     from tessera.training.config import RunConfig

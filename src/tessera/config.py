@@ -25,6 +25,12 @@ class ConfigError(Exception):
     """A mistake of the user's: its text is all there is to say; the exit status is 2."""
 
 
+def refusal(subject: str, problems: Sequence[str]) -> ConfigError:
+    """The error that lists problems under what has them."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return ConfigError("\n  ".join([f"{subject}: {count}", *problems]))
+
+
 def mistake(error: BaseException) -> str | None:
     """The one message for a failure that is the user's to mend; None for a failure of ours.
 
@@ -76,8 +82,7 @@ def decode(cls: type[Section], plain: Any, origin: str) -> Section:
     value = _decode(cls, plain, "", _Report(cls, problems))
     if problems:
         lines = [f"{key}: {text}" if key else text for key in problems for text in problems[key]]
-        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise ConfigError("\n  ".join([f"{origin}: {count}", *lines]))
+        raise refusal(origin, lines)
     return typing.cast(Section, value)
 
 

@@ -1,11 +1,19 @@
-"""Numbers with a unit, as YAMLs write them: `3e9tok`, `4000ba`, `100gb`. Imports no torch."""
+"""Numbers with a unit, as YAMLs write them and as people read them. Imports no torch.
 
+`3e9tok`, `4000ba`, `100gb`; 12.3k, 4.72M; 3 min 5 s.
+"""
+
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, get_args
 
 Unit = Literal["tok", "ba", "sp"]
+COUNTED = {"tok": "tokens", "ba": "steps", "sp": "documents"}
+"""What each unit counts: the name of its count wherever progress is kept."""
+NOTHING = "\u2013"
+"""In place of a number that is not known."""
 
 _NUMBER = r"([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+]?[0-9]+)?)"
 _BYTE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -39,6 +47,11 @@ class Duration:
     def __str__(self) -> str:
         return f"{self.value}{self.unit}"
 
+    @property
+    def counted(self) -> str:
+        """What the unit counts: 'tokens', 'steps' or 'documents'."""
+        return COUNTED[self.unit]
+
 
 @dataclass(frozen=True)
 class ByteSize:
@@ -56,3 +69,31 @@ class ByteSize:
 
     def __str__(self) -> str:
         return f"{self.value}b"
+
+
+def short_number(value: float, *, decimals: int | None = None) -> str:
+    """A number with a unit of thousands: 950, 12.3k, 4.72M, 1.72T.
+
+    Args:
+        value: what to write.
+        decimals: so many after the point where there is a unit; three digits in all if None.
+    """
+    form = ".3g" if decimals is None else f".{decimals}f"
+    least = 0.9995 if decimals is None else 1 - 0.0005 * 10**-decimals  # what rounds up to 1
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= least * size:
+            return f"{value / size:{form}}{unit}" if abs(value) < 999.5e12 else f"{value:.3g}"
+    return f"{value:.3g}" if decimals is None else f"{value:.0f}"
+
+
+def short_time(seconds: float) -> str:
+    """The two largest units that say something: 4.2 s, 3 min 5 s, 2 h 10 min, 4 d 3 h."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return "{} min {} s".format(*divmod(int(seconds), 60))
+    if seconds < 48 * 3600:
+        return "{} h {} min".format(*divmod(int(seconds / 60), 60))
+    return "{} d {} h".format(*divmod(int(seconds / 3600), 24))

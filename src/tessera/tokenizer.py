@@ -6,6 +6,7 @@ which token is which, or has no `tokenizer.json`.
 
 import hashlib
 import json
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -18,9 +19,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
+from tessera.files import as_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
+ROLES = (*NEEDED_ROLES, "unk_token", "bos_token", "eos_token")
+_KEPT_SETTINGS = ("padding_side", "truncation_side", "added_tokens_decoder")
 _HUB_PATIENCE_SECONDS = 5.0
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -38,6 +43,8 @@ class Tokenizer:
     sep_id: int
     pad_id: int
     mask_id: int
+    role_ids: dict[str, int]
+    """The id of each special token that it names: `cls`, `sep`, `pad`, `mask`, perhaps `unk`..."""
     special_ids: np.ndarray
     """(n,) int64, sorted: ids that are never masked, nor drawn as a replacement."""
     size: int
@@ -79,19 +86,34 @@ def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
         ValueError: there is none, or it lacks one of the four special tokens we need.
     """
     name = str(path_or_id)
-    files = _read_files(name)
+    return tokenizer_of(_read_files(name), name)
+
+
+def tokenizer_of(files: dict[str, str], name: str) -> Tokenizer:
+    """The tokenizer that is stored in files of these texts, such as a checkpoint's.
+
+    Args:
+        files: texts by the names of `TOKENIZER_FILES`.
+        name: what to call it in messages.
+
+    Raises:
+        ValueError: it is damaged, or lacks one of the four special tokens we need.
+    """
+    if "tokenizer.json" not in files:
+        raise ValueError(f"tokenizer {name} has no tokenizer.json; save it as a fast tokenizer")
     try:
         backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
-        parsed = {file: json.loads(text) for file, text in files.items()}
+        tokens = special_tokens(files)
     except Exception as error:  # tokenizers raises no narrower one
         raise ValueError(f"tokenizer {name} is damaged: {error}; save or train it again") from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-    tokens = _special_tokens(parsed, name)
+    if not set(NEEDED_ROLES) <= tokens.keys() and _class_has_defaults(files):
+        tokens = special_tokens(_with_the_defaults_of_its_class(files, name)) | tokens
     found = {role: backend.token_to_id(token) for role, token in tokens.items()}
     ids = {role: number for role, number in found.items() if number is not None}
-    missing = [role for role in ROLES if role not in ids]
+    missing = [role for role in NEEDED_ROLES if role not in ids]
     if missing:
         raise ValueError(
             f"tokenizer {name} has no {', '.join(missing)}, which masked-language modelling needs; "
@@ -99,19 +121,66 @@ def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
             "data_prep/train_tokenizer.py"
         )
     added = backend.get_added_tokens_decoder()
-    special = {number for number, token in added.items() if token.special} | set(ids.values())
+    needed = {ids[role] for role in NEEDED_ROLES}
     return Tokenizer(
         name=name,
         cls_id=ids["cls_token"],
         sep_id=ids["sep_token"],
         pad_id=ids["pad_token"],
         mask_id=ids["mask_token"],
-        special_ids=np.array(sorted(special), np.int64),
+        role_ids={role.removesuffix("_token"): number for role, number in ids.items()},
+        special_ids=np.array(sorted(needed | {n for n, t in added.items() if t.special}), np.int64),
         size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         fingerprint=_fingerprint(backend, ids),
         files=files,
         backend=backend,
     )
+
+
+def special_tokens(files: dict[str, str]) -> dict[str, str]:
+    """The text of each special token that the files name, by role (`cls_token`, `mask_token`...).
+
+    Raises:
+        ValueError: a file is no JSON object.
+    """
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for role, token in _object(files, name).items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if role in ROLES and isinstance(token, str) and token:
+                found[role] = token
+    return found
+
+
+def files_for_transformers(files: dict[str, str], max_seq_len: int) -> dict[str, str]:
+    """The tokenizer's files such that transformers 4 and 5 both load them, and alike.
+
+    `tokenizer.json`, which decides every token, stays as it is; the settings beside it are reduced
+    to what both versions understand.
+    """
+    given = _object(files, "tokenizer_config.json")
+    tokens = special_tokens(files)
+    settings: dict[str, Any] = {
+        # Version 5 writes a name for this class that version 4 does not know; both know this one.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_seq_len,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **tokens,
+        **{name: given[name] for name in _KEPT_SETTINGS if name in given},
+    }
+    return {
+        "tokenizer.json": files["tokenizer.json"],
+        "tokenizer_config.json": as_json(settings),
+        "special_tokens_map.json": as_json(tokens),
+    }
+
+
+def _object(files: dict[str, str], name: str) -> dict[str, Any]:
+    parsed = json.loads(files.get(name, "{}"))
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name}: expected a JSON object, not a {type(parsed).__name__}")
+    return parsed
 
 
 def _read_files(name: str) -> dict[str, str]:
@@ -120,25 +189,33 @@ def _read_files(name: str) -> dict[str, str]:
         names_a_place = "/" in name and folder.parent.is_dir()  # an id has no folder before it
         if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
             raise ValueError(f"tokenizer {name}: no such folder; train one, or correct the path")
-        return _files_from_transformers(name)
-    files = {file: (folder / file).read_text() for file in _FILES if (folder / file).is_file()}
+        return _files_from_transformers(name, name)
+    files = {
+        file: (folder / file).read_text() for file in TOKENIZER_FILES if (folder / file).is_file()
+    }
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
-    return files if "tokenizer.json" in files else _files_from_transformers(name)
+    return files if "tokenizer.json" in files else _files_from_transformers(name, name)
 
 
-def _files_from_transformers(name: str) -> dict[str, str]:
+def _texts(folder: Path) -> dict[str, str]:
+    return {
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in TOKENIZER_FILES
+        if (folder / name).is_file()
+    }
+
+
+def _files_from_transformers(place: str, name: str) -> dict[str, str]:
     """What transformers would save for a tokenizer that is on the Hub or has no tokenizer.json."""
-    import tempfile
-
     import transformers
 
     # Where the Hub is out of reach, only its local cache is looked at: transformers would try for
     # a minute, file by file.
-    silent = None if Path(name).is_dir() else _hub_silence()
+    silent = None if Path(place).is_dir() else _hub_silence()
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(
-            name, use_fast=True, local_files_only=silent is not None
+            place, use_fast=True, local_files_only=silent is not None
         )
     except Exception as error:  # transformers raises whatever the Hub or a parser raised
         if silent is not None:
@@ -150,11 +227,15 @@ def _files_from_transformers(name: str) -> dict[str, str]:
         raise ValueError(f"tokenizer {name} cannot be loaded: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         loaded.save_pretrained(folder)
-        files = {f: (Path(folder) / f).read_text() for f in _FILES if (Path(folder) / f).is_file()}
+        files = {
+            f: (Path(folder) / f).read_text()
+            for f in TOKENIZER_FILES
+            if (Path(folder) / f).is_file()
+        }
     if "tokenizer.json" not in files:
         raise ValueError(f"tokenizer {name} has no fast version (tokenizer.json); convert it first")
     # transformers names every role in memory even where the files leave it to a class's default
-    named = {role: str(token) for role in ROLES if (token := getattr(loaded, role, None))}
+    named = {role: str(token) for role in NEEDED_ROLES if (token := getattr(loaded, role, None))}
     files["special_tokens_map.json"] = json.dumps(named, indent=2)
     return files
 
@@ -176,20 +257,17 @@ def _hub_silence() -> str | None:
     return None
 
 
-def _special_tokens(files: dict[str, Any], name: str) -> dict[str, str]:
-    """Which token plays each role: from the files, else by the defaults of transformers' class."""
-    tokens: dict[str, str] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        for role, token in files.get(file, {}).items():
-            if role in ROLES and token:
-                tokens[role] = token["content"] if isinstance(token, dict) else token
-    if all(role in tokens for role in ROLES):
-        return tokens
-    named = files.get("tokenizer_config.json", {}).get("tokenizer_class")
-    if named in (None, "PreTrainedTokenizerFast", "TokenizersBackend"):
-        return tokens  # these have no defaults
-    rest = json.loads(_files_from_transformers(name)["special_tokens_map.json"])
-    return rest | tokens
+def _class_has_defaults(files: dict[str, str]) -> bool:
+    """Whether the tokenizer is of a class of transformers that knows its special tokens by name."""
+    named = _object(files, "tokenizer_config.json").get("tokenizer_class")
+    return named not in (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _with_the_defaults_of_its_class(files: dict[str, str], name: str) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        for file, text in files.items():
+            (Path(folder) / file).write_text(text)
+        return _files_from_transformers(folder, name)
 
 
 def _fingerprint(backend: tokenizers.Tokenizer, ids: dict[str, int]) -> str:
@@ -200,7 +278,7 @@ def _fingerprint(backend: tokenizers.Tokenizer, ids: dict[str, int]) -> str:
         model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     content = {key: parts.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
     content["added_tokens"] = sorted(parts["added_tokens"], key=lambda token: token["id"])
-    content["roles"] = {role: ids[role] for role in ROLES}
+    content["roles"] = {role: ids[role] for role in NEEDED_ROLES}
     text = json.dumps(_without_defaults(content), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -15,12 +15,8 @@ from tessera.checkpoints.formats.huggingface import OWN_FILE
 from tessera.checkpoints.formats.huggingface_config import write_config
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import load_json, sha256
-from tessera.checkpoints.tokenizer_files import (
-    as_json,
-    files_for_transformers,
-    special_ids,
-    vocabulary_size,
-)
+from tessera.files import as_json
+from tessera.tokenizer import Tokenizer, files_for_transformers, tokenizer_of
 
 FORMAT = "tessera-export"
 
@@ -68,31 +64,24 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
     """Write config, tokenizer and weights into an existing folder, unverified."""
     import transformers
 
-    files = checkpoint.tokenizer_files
-    if files is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: holds no tokenizer, and a model without one cannot be used; "
-            "give the folder of the tokenizer it was trained with"
-        )
+    tokenizer = _tokenizer(checkpoint)
     length = max_seq_len or checkpoint.max_seq_len
     if length is None:
         raise CheckpointError(
             f"{checkpoint.path}: does not say how long its training segments were; give the length"
         )
-    ids = special_ids(files)
-    vocabulary = vocabulary_size(files)
-    if vocabulary > checkpoint.model_config.vocab_size:
+    if tokenizer.size > checkpoint.model_config.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.path}: its tokenizer has {vocabulary} tokens, its model only "
+            f"{checkpoint.path}: its tokenizer has {tokenizer.size} tokens, its model only "
             f"{checkpoint.model_config.vocab_size}; they do not belong together"
         )
     config = write_config(
         checkpoint.model_config,
-        ids=ids,
+        ids=tokenizer.role_ids,
         max_seq_len=length,
         transformers_version=transformers.__version__,
     )
-    texts = {"config.json": as_json(config), **files_for_transformers(files, length)}
+    texts = {"config.json": as_json(config), **files_for_transformers(tokenizer.files, length)}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     weights = {
@@ -108,6 +97,18 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
         "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
     (folder / OWN_FILE).write_text(as_json(own), encoding="utf-8")
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.tokenizer_files is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds no tokenizer, and a model without one cannot be used; "
+            "give the folder of the tokenizer it was trained with"
+        )
+    try:
+        return tokenizer_of(checkpoint.tokenizer_files, "in it")
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
 
 
 @torch.inference_mode()
@@ -127,7 +128,7 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
     config = checkpoint.model_config
     tokenizer, theirs = _load_with_transformers(folder)
     ours = build_model(checkpoint)
-    for role, number in special_ids(checkpoint.tokenizer_files or {}).items():
+    for role, number in _tokenizer(checkpoint).role_ids.items():
         loaded = getattr(tokenizer, f"{role}_token_id")
         configured = getattr(theirs.config, f"{role}_token_id", number)
         if loaded != number or (role != "unk" and configured not in (number, None)):

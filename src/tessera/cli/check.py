@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tessera.config import ConfigError, defined_in
+from tessera.config import defined_in, refusal
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
 from tessera.training.preflight import examine
@@ -34,9 +34,7 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
         except ValueError as error:
             found.append(str(error))
     if found:
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        found = [_located(problem, origin, overrides) for problem in found]
-        raise ConfigError("\n  ".join([f"{origin}: {count}", *found]))
+        raise refusal(origin, [_located(problem, origin, overrides) for problem in found])
     lines = {
         "run": f"{config.name}, in {config.run_folder}",
         "model": _model(config.model),

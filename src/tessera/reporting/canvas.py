@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from tessera.quantities import short_number
 from tessera.reporting.phase import Phase
 
 THEME = {
@@ -185,14 +186,6 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-
-
-def short_number(value: float) -> str:
-    """A number in three digits: 950, 12.3k, 4.72M, 1.72T."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{unit}" if abs(value) < 999.5 * size else f"{value:.3g}"
-    return f"{value:.3g}"
 
 
 def shortened(text: str, most: int) -> str:

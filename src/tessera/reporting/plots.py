@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tessera.quantities import short_number
 from tessera.reporting.canvas import (
     HUES,
     MUTED,
@@ -21,7 +22,6 @@ from tessera.reporting.canvas import (
     finish,
     linear_scale,
     log_scale,
-    short_number,
 )
 from tessera.reporting.phase import Evaluation, Phase, source_names
 

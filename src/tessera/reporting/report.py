@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tessera.quantities import NOTHING, short_number
 from tessera.reporting import plots, summary
 from tessera.reporting.canvas import (
     HUES,
@@ -15,7 +16,6 @@ from tessera.reporting.canvas import (
     WIDE_INCHES,
     phase_edges,
     render,
-    short_number,
 )
 from tessera.reporting.metrics import read_chain
 from tessera.reporting.phase import Phase, source_names
@@ -232,9 +232,9 @@ def _mixture(phases: Sequence[Phase]) -> str:
                 f'<div class="bar"><i style="width:{100 * share:.2f}%; '
                 f'background:var(--source-{number % HUES})"></i>{mark}</div>',
                 f"{share:.1%}",
-                f"{aim:.1%}" if aim is not None else summary.NOTHING,
+                f"{aim:.1%}" if aim is not None else NOTHING,
                 short_number(tokens.get(name, 0.0)),
-                str(epochs[name] + 1) if name in epochs else summary.NOTHING,
+                str(epochs[name] + 1) if name in epochs else NOTHING,
             ]
             row = "".join(f"<td>{cell}</td>" for cell in cells)
             lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')

@@ -5,16 +5,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tessera.quantities import Duration
-from tessera.reporting.canvas import short_number
+from tessera.quantities import NOTHING, Duration, short_number, short_time
 from tessera.reporting.phase import Phase, source_names
 
 Row = tuple[str, list[str]]
 """What is measured, and its value in each phase as text; none above a group of indented rows."""
 
 _MOST_NAMED = 4
-NOTHING = "\u2013"
-"""In place of a number that was not recorded."""
 
 
 def rows(phases: Sequence[Phase]) -> list[Row]:
@@ -29,7 +26,7 @@ def rows(phases: Sequence[Phase]) -> list[Row]:
     found = [
         row("tokens", lambda phase: short_number(phase.tokens)),
         row("steps", lambda phase: f"{phase.steps:,}"),
-        row("time in steps", lambda phase: duration(phase.seconds)),
+        row("time in steps", lambda phase: short_time(phase.seconds)),
         *([("validation loss", [])] if any(phase.evaluations for phase in phases) else []),
         *(row(f"  {name}", loss(name)) for name in source_names(phases)),
         row("tokens per second", lambda phase: number(phase.tokens_per_second, "short")),
@@ -59,7 +56,7 @@ def sentences(phases: Sequence[Phase]) -> list[str]:
     tokens = sum(phase.tokens for phase in phases)
     steps = sum(phase.steps for phase in phases)
     seconds = sum(phase.seconds for phase in phases)
-    taken = f" and {duration(seconds)}" if math.isfinite(seconds) else ""
+    taken = f" and {short_time(seconds)}" if math.isfinite(seconds) else ""
     said = [f"{count}: {short_number(tokens)} tokens in {steps:,} steps{taken}."]
 
     losses, accuracies = _final(phases[-1], "loss"), _final(phases[-1], "accuracy")
@@ -103,19 +100,6 @@ def notes(phases: Sequence[Phase]) -> list[str]:
     return found
 
 
-def duration(seconds: float) -> str:
-    """The two largest units that say something: 4.2 s, 3 min 5 s, 2 h 10 min, 4 d 3 h."""
-    if not math.isfinite(seconds):
-        return NOTHING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return "{} min {} s".format(*divmod(int(seconds), 60))
-    if seconds < 48 * 3600:
-        return "{} h {} min".format(*divmod(int(seconds / 60), 60))
-    return "{} d {} h".format(*divmod(int(seconds / 3600), 24))
-
-
 def number(value: float, form: str) -> str:
     """A number in a format ('short' for three digits and a unit), or the sign for none."""
     if not math.isfinite(value):
@@ -134,11 +118,11 @@ def _unfinished(phase: Phase) -> list[str]:
     if text is None:
         return []
     planned = Duration.parse(text)
-    done = {"tok": phase.tokens, "ba": phase.steps, "sp": phase.documents}[planned.unit]
+    done = getattr(phase, planned.counted)
     if not done < planned.value:
         return []
-    unit = {"tok": "tokens", "ba": "steps", "sp": "documents"}[planned.unit]
-    return [f"it has trained {short_number(done)} of {short_number(planned.value)} {unit}"]
+    total = f"{short_number(planned.value)} {planned.counted}"
+    return [f"it has trained {short_number(done)} of {total}"]
 
 
 def _final(phase: Phase, what: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ import sys
 import time
 from typing import Any
 
-from tessera.quantities import Duration
+from tessera.quantities import Duration, short_number, short_time
 from tessera.training import distributed
 from tessera.training.config import RunConfig
 
@@ -22,14 +22,22 @@ def say_complete(config: RunConfig) -> None:
     say(f"{config.name}: complete already, in {config.run_folder}; nothing to do")
 
 
-class Progress:
+_RECORDED = {"tok": "tokens", "ba": "step", "sp": "total_documents"}
+"""Where a record of `metrics.jsonl` keeps the count of each unit."""
+
+
+class ProgressLines:
     """A line now and then: done of total, loss, rate, time left."""
 
-    def __init__(self, name: str, duration: Duration, seconds: float) -> None:
+    def __init__(
+        self, name: str, duration: Duration, *, every_seconds: float, done: int = 0
+    ) -> None:
+        """Begin, where `done` of the duration is behind a phase that is resumed."""
         self._name = name
         self._duration = duration
-        self._seconds = seconds
+        self._seconds = every_seconds
         self._last = -float("inf")
+        self._done = done
         self._recent: list[tuple[float, float]] = []
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -37,13 +45,9 @@ class Progress:
         if record["kind"] == "evaluation":
             self._evaluation(record)
             return
-        key = {"tok": "tokens", "ba": "step", "sp": "total_documents"}[self._duration.unit]
-        done, total = record[key], self._duration.value
-        amount = {"tok": record["step_tokens"], "ba": 1, "sp": record["documents"]}
-        self._recent = [
-            *self._recent[-49:],
-            (record["step_seconds"], amount[self._duration.unit]),
-        ]
+        done, total = record[_RECORDED[self._duration.unit]], self._duration.value
+        self._recent = [*self._recent[-49:], (record["step_seconds"], done - self._done)]
+        self._done = done
         now = time.monotonic()
         if now - self._last < self._seconds and done < total:
             return
@@ -51,10 +55,10 @@ class Progress:
         rate = sum(n for _, n in self._recent) / max(1e-9, sum(s for s, _ in self._recent))
         loss = "skipped" if record["loss"] is None else f"{record['loss']:.4f}"
         say(
-            f"{self._name}  {amount_of(done)} of {amount_of(total)} {self._duration.unit} "
+            f"{self._name}  {short_number(done)} of {short_number(total)} {self._duration.unit} "
             f"({min(1.0, done / total):.0%})  step {record['step']}  loss {loss}  "
-            f"lr {record['lr']:.2e}  {amount_of(record['tokens_per_second'])} tok/s  "
-            f"{span(max(0.0, total - done) / rate)} left"
+            f"lr {record['lr']:.2e}  {short_number(record['tokens_per_second'])} tok/s  "
+            f"{short_time(max(0.0, total - done) / rate)} left"
         )
 
     def _evaluation(self, record: dict[str, Any]) -> None:
@@ -64,26 +68,6 @@ class Progress:
                 f"{self._name}  evaluation at step {record['step']}  {source}: "
                 f"loss {loss}  accuracy {score['accuracy']:.1%}"
             )
-
-
-def amount_of(number: float) -> str:
-    """1_234_567 -> '1.23M'."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.4g}{unit}"
-    return f"{number:.4g}"
-
-
-def span(seconds: float) -> str:
-    """A length of time in its two largest units."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02}h"
 
 
 def warn(text: str) -> None:

@@ -12,7 +12,7 @@ from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.data.config import SourceConfig
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
-from tessera.tokenizer import Tokenizer, load_tokenizer
+from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.training.config import RunConfig
 
 
@@ -143,8 +143,8 @@ def _examine_origin(
                     "continues the architecture of the one before"
                 )
     if checkpoint.tokenizer_files is not None and tokenizer is not None:
-        theirs_print = _fingerprint(checkpoint.tokenizer_files)
-        if theirs_print not in (None, tokenizer.fingerprint):
+        theirs_print = tokenizer_of(checkpoint.tokenizer_files, f"in {path}").fingerprint
+        if theirs_print != tokenizer.fingerprint:
             found.append(
                 f"tokenizer: {config.tokenizer} is not the one that {path} ({key}) was trained "
                 "with; its token ids would mean other words"
@@ -160,7 +160,7 @@ def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
     if not newest or duration is None or not {"tokens", "steps", "documents"} <= progress.keys():
         return []
     total = Duration.parse(duration)
-    key = {"tok": "tokens", "ba": "steps", "sp": "documents"}[total.unit]
+    key = total.counted
     if progress[key] >= total.value:
         return []
     return [
@@ -209,14 +209,3 @@ def _shape(config: ModelConfig) -> ModelConfig:
         initializer_cutoff_factor=free.initializer_cutoff_factor,
         decoder_bias_init=free.decoder_bias_init,
     )
-
-
-def _fingerprint(files: dict[str, str]) -> str | None:
-    import tempfile
-
-    if "tokenizer.json" not in files:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text)
-        return load_tokenizer(folder).fingerprint

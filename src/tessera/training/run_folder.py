@@ -1,4 +1,4 @@
-"""A run folder on disk: its lock, its checkpoints, and files that are written whole or not at all.
+"""A run folder on disk: its lock, its checkpoints, what is kept of them.
 
 - `config.yaml`: the configuration, resolved
 - `metrics.jsonl`: one object per step, and one per evaluation
@@ -18,9 +18,9 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+
+from tessera.files import UNFINISHED, sync_folder, write_whole
 
 STOP_FILE = "stop"
 STOPPING = b"stopping"
@@ -107,7 +107,7 @@ def mark_complete(folder: Path, config: str) -> None:
     """Note that the phase of this configuration, as YAML, has come to its end."""
     if not is_complete(folder, config):
         path = folder / "checkpoints" / "complete.yaml"
-        write_whole(path, lambda file: file.write(config.encode()))
+        write_whole(path, config.encode())
 
 
 def is_complete(folder: Path, config: str) -> bool:
@@ -130,28 +130,6 @@ def damage(path: Path) -> str | None:
     return f"is damaged: its record {torn} has another checksum" if torn else None
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name, and give it its own once it is on the disk.
-
-    Raises:
-        OSError: naming the file.
-    """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
-    sync_folder(path.parent)
-
-
 def point_latest(path: Path) -> None:
     """Make `latest`, beside a checkpoint, mean it: the old link or the new one, never none."""
     link = path.parent / "latest"
@@ -161,16 +139,6 @@ def point_latest(path: Path) -> None:
     temporary.symlink_to(path.name)
     os.replace(temporary, link)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring names in a folder to the disk, where the file system knows how."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def pinned(folder: Path) -> set[int]:
@@ -183,7 +151,7 @@ def pin(folder: Path, step: int) -> None:
     """Never delete the checkpoint after this step."""
     steps = sorted(pinned(folder) | {step})
     path = folder / "checkpoints" / "pinned.json"
-    write_whole(path, lambda file: file.write(json.dumps(steps).encode()))
+    write_whole(path, json.dumps(steps).encode())
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
@@ -207,7 +175,7 @@ def clear_unfinished(folder: Path, began: float) -> None:
         folder: the run folder.
         began: when this run was started, in seconds since 1970. A wish since then is meant for it.
     """
-    for path in (folder / "checkpoints").glob(".*.writing"):
+    for path in (folder / "checkpoints").glob(UNFINISHED):
         path.unlink()
     with contextlib.suppress(FileNotFoundError):
         if (folder / STOP_FILE).stat().st_mtime < began:

@@ -18,13 +18,15 @@ from tessera.config import ConfigError, to_yaml
 from tessera.data.batch_schedule import data_rank
 from tessera.data.loader import Loader, LoaderState
 from tessera.data.validation import evaluation_batches
+from tessera.files import write_whole
 from tessera.model.attention.backends import choose
 from tessera.model.flops import matmul_rate
 from tessera.model.initialization import tile_weights
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.optim.optimizers import build_optimizer, remember_peak
+from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer
-from tessera.training import distributed, resume, run_folder
+from tessera.training import distributed, resume
 from tessera.training.callbacks.checkpointer import Checkpoints, RunRecord
 from tessera.training.callbacks.compiling import RecompileWatch
 from tessera.training.callbacks.evaluator import Batches, Evaluation
@@ -32,7 +34,7 @@ from tessera.training.callbacks.spikes import Guard
 from tessera.training.callbacks.train_step import Clock, Sink, Stepping
 from tessera.training.callbacks.watchdog import Watchdog
 from tessera.training.config import RunConfig
-from tessera.training.console import Progress, amount_of, say, warn
+from tessera.training.console import ProgressLines, say, warn
 from tessera.training.loggers import open_loggers
 from tessera.training.metrics import MetricsFile
 from tessera.training.mlm import MaskedLanguageModel, train_data_spec
@@ -141,10 +143,7 @@ def build(config: RunConfig, held: Held | None) -> Run:
     )
     _begin(run.trainer.state, run.trainer.logger, config, saved, changes)
     if distributed.rank() == 0:
-        text = to_yaml(config).encode()
-        run_folder.write_whole(
-            Path(config.run_folder) / "config.yaml", lambda file: file.write(text)
-        )
+        write_whole(Path(config.run_folder) / "config.yaml", to_yaml(config).encode())
     return run
 
 
@@ -245,7 +244,12 @@ def open_sinks(run: Run, sinks: list[Sink], *, after_step: int) -> Any:
     run.closing.append(metrics.close)
     loggers = open_loggers(config, after_step=after_step)
     run.closing.extend(logger.close for logger in loggers)
-    progress = Progress(config.name, config.duration, config.logging.console_seconds)
+    progress = ProgressLines(
+        config.name,
+        config.duration,
+        every_seconds=config.logging.console_seconds,
+        done=0,
+    )
     sinks += [metrics.write, progress, *loggers]
     return metrics.sync
 
@@ -266,14 +270,15 @@ def _begin(
 ) -> None:
     """Load what this phase continues from, and say so."""
     numbers = sum(p.numel() for p in state.model.parameters())
+    kind = "GPU" if torch.cuda.is_available() else "CPU"
     say(
-        f"{config.name}: {amount_of(numbers)} parameters on {distributed.world_size()} x "
-        f"{'GPU' if torch.cuda.is_available() else 'CPU'} for {amount_of(config.duration.value)} "
+        f"{config.name}: {short_number(numbers)} parameters on {distributed.world_size()} x "
+        f"{kind} for {short_number(config.duration.value)} "
         f"{config.duration.unit}, in {config.run_folder}"
     )
     if saved is not None:
         carried = resume.resume(state, logger, saved)
-        steps, tokens = saved.progress["steps"], amount_of(saved.progress["tokens"])
+        steps, tokens = saved.progress["steps"], short_number(saved.progress["tokens"])
         say(
             f"{config.name}: resumes from {saved.path.name} ({carried}), after {steps} steps, "
             f"{tokens} tokens"

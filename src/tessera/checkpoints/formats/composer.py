@@ -7,8 +7,6 @@ Face's name; `state.callbacks.RunRecord` holds, as JSON texts, what the weights 
 
 import json
 import math
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +26,7 @@ from tessera.checkpoints.checkpoint import (
 )
 from tessera.checkpoints.formats.huggingface_config import build_config
 from tessera.checkpoints.safe_files import parse_json
+from tessera.files import write_whole
 
 RECORD = "RunRecord"
 """The callback under which our own entry is kept."""
@@ -105,17 +104,7 @@ def write(checkpoint: Checkpoint, out: str | Path) -> Path:
         "metadata": {},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.writing-", dir=out.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"state": state, "rng": []}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(out, lambda file: torch.save({"state": state, "rng": []}, file))
     return out
 
 

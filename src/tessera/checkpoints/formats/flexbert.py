@@ -11,8 +11,8 @@ from typing import Any
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, check_weights
 from tessera.checkpoints.formats.composer import optimizer_state, progress_of
 from tessera.checkpoints.formats.huggingface_config import build_config
-from tessera.checkpoints.tokenizer_files import TOKENIZER_FILES
 from tessera.model.config import ModelConfig
+from tessera.tokenizer import TOKENIZER_FILES
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "attention_layer": ("rope",),

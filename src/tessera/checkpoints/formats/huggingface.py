@@ -13,8 +13,8 @@ from tessera.checkpoints.safe_files import (
     load_safetensors,
     load_text,
 )
-from tessera.checkpoints.tokenizer_files import TOKENIZER_FILES
 from tessera.model.config import ModelConfig
+from tessera.tokenizer import TOKENIZER_FILES
 
 OWN_FILE = "tessera.json"
 """Beside config.json in our exports: what config.json has no room for."""

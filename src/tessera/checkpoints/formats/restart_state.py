@@ -18,7 +18,7 @@ from tessera.checkpoints.formats.composer import optimizer_state
 from tessera.checkpoints.formats.huggingface import read_folder
 from tessera.checkpoints.formats.huggingface_config import build_config
 from tessera.checkpoints.safe_files import load_json, load_safetensors, sha256
-from tessera.checkpoints.tokenizer_files import as_json
+from tessera.files import as_json
 
 FORMAT = "tessera-restart"
 FOLDER = "restart"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tessera.checkpoints.checkpoint import Checkpoint
+from tessera.quantities import short_number
 
 _PACKAGES = ("tessera", "torch", "transformers", "mosaicml", "mosaicml-streaming", "torch-optimi")
 _UNNAMED = "ORG/NAME"
@@ -17,15 +18,8 @@ _UNNAMED = "ORG/NAME"
 def revision_name(phase: str, progress: Mapping[str, Any]) -> str:
     """Name of a revision, fit for a git branch: `phase1-step004000-tokens18.9B`."""
     plain = "".join(c if c.isalnum() or c in "._" else "-" for c in phase).strip("-.") or "model"
-    return f"{plain}-step{int(progress['steps']):06d}-tokens{short_count(progress['tokens'])}"
-
-
-def short_count(number: float) -> str:
-    """A count in three figures or so: 950, 12.3K, 18.9B, 1.7T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= 0.99995 * size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}"
+    tokens = short_number(progress["tokens"], decimals=1).upper()
+    return f"{plain}-step{int(progress['steps']):06d}-tokens{tokens}"
 
 
 def model_card(

@@ -19,7 +19,8 @@ from tessera.checkpoints.formats import restart_state
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.release import hub, model_card
 from tessera.checkpoints.safe_files import load_json, sha256
-from tessera.checkpoints.tokenizer_files import as_json, special_tokens
+from tessera.files import as_json, write_whole
+from tessera.tokenizer import special_tokens
 
 INDEX = "index.json"
 SUMS = "SHA256SUMS"
@@ -73,10 +74,9 @@ def release(
 def write_index(out: Path, *, repository: str | None, license: str | None) -> Path:
     """Write `index.json` and a README.md with one line per revision in `out`."""
     entries = _entries(out)
-    _write_whole(out / INDEX, json.dumps(entries, indent=2) + "\n")
-    _write_whole(
-        out / "README.md", model_card.index_card(entries, repository=repository, license=license)
-    )
+    write_whole(out / INDEX, (json.dumps(entries, indent=2) + "\n").encode())
+    card = model_card.index_card(entries, repository=repository, license=license)
+    write_whole(out / "README.md", card.encode())
     return out / "README.md"
 
 
@@ -176,9 +176,3 @@ def _scores(metrics: Path, steps: int) -> dict[str, dict[str, Any]]:
         if record["kind"] == "evaluation" and record["step"] == steps:
             scores = record["sources"]
     return scores
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -19,8 +19,8 @@ from tessera.data.sources.mds_shard import (
     SUMMARY,
     TOKENS_COLUMN,
     columns,
-    write_whole,
 )
+from tessera.files import write_whole
 from tessera.tokenizer import token_dtype
 
 PARTS = ".parts"

@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ TABLES = (".parquet", ".csv", ".tsv")
 TEXTS = (".txt", ".md", ".rst")
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _ROWS_AT_ONCE = 1000
+TEXT_COLUMN_HELP = "column that holds the text, of all inputs or NAME=COLUMN; repeatable (text)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,3 +296,65 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file, delimiter=delimiter)):
             yield f"#{number}", row
+
+
+# ---- what a command line names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One source of text."""
+
+    name: str
+    path: Path
+    columns: Columns
+
+    @property
+    def root(self) -> Path:
+        """The folder that its documents' ids are relative to."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def check_first_records(self) -> None:
+        """Read one record of every file.
+
+        Raises:
+            ValueError: a file cannot be read, or lacks a column; names it.
+        """
+        for files in find_splits(self.path).values():
+            for file in files:
+                if not file.name.endswith(TEXTS):
+                    name = str(file.relative_to(self.root))
+                    part = Part(root=str(self.root), files=(name,), bytes=0)
+                    next(read_part(part, self.columns), None)
+
+
+def parse_inputs(
+    texts: Sequence[str], text_columns: Sequence[str], id_column: str | None = None
+) -> list[Input]:
+    """The inputs `[NAME=]PATH`, with the text columns `COLUMN` (of all) or `NAME=COLUMN`.
+
+    Raises:
+        ValueError: a column is for an input that there is not.
+    """
+    paths = []
+    for text in texts:
+        name, separator, path = text.rpartition("=")
+        if not separator or Path(text).exists():
+            name, path = Path(text).name.split(".")[0], text
+        paths.append((name, Path(path)))
+    column, by_name = "text", {}
+    for text in text_columns:
+        name, separator, own = text.partition("=")
+        if not separator:
+            column = text
+        elif name in dict(paths):
+            by_name[name] = own
+        else:
+            raise ValueError(
+                f"--text-column {text}: no input is named '{name}'; there are "
+                + ", ".join(name for name, _ in paths)
+            )
+    return [
+        Input(name=name, path=path, columns=Columns(text=by_name.get(name, column), id=id_column))
+        for name, path in paths
+    ]

@@ -18,8 +18,9 @@ from typing import BinaryIO
 
 from tessera.data.sources.download import Remote
 from tessera.data.sources.locks import FolderLocks
-from tessera.data.sources.mds_shard import ShardEntry, write_whole
+from tessera.data.sources.mds_shard import ShardEntry
 from tessera.data.sources.prefetch import Prefetcher
+from tessera.files import write_whole
 
 log = logging.getLogger(__name__)
 

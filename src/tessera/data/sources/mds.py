@@ -23,8 +23,8 @@ from tessera.data.sources.mds_shard import (
     Index,
     Shard,
     parse_index,
-    write_whole,
 )
+from tessera.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -155,16 +155,6 @@ def file_problem(data: "np.ndarray | bytes | mmap.mmap", expected: ShardFile) ->
     return None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half-written."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
-
-
 class Shard:
     """The documents of one MDS shard, mapped into memory.
 

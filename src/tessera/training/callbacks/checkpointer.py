@@ -12,6 +12,7 @@ from composer.loggers import Logger
 
 from tessera.config import to_plain
 from tessera.data.loader import Loader, merge_states
+from tessera.files import write_whole
 from tessera.optim.schedules import decay_begins
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer
@@ -138,7 +139,7 @@ class Checkpoints(Callback):
         path = run_folder.checkpoint_path(folder, step)
         if pin:  # first: a run killed after the next line would not come here again
             run_folder.pin(folder, step)
-        run_folder.write_whole(path, lambda file: torch.save(contents, file))
+        write_whole(path, lambda file: torch.save(contents, file))
         run_folder.point_latest(path)
         keep = self.config.checkpoints.keep
         if keep != "all":

@@ -1,0 +1,59 @@
+"""Files on the local disk: written whole or not at all. Imports no torch."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+UNFINISHED = ".*.writing"
+"""Pattern of the names that `write_whole` leaves behind if its process is killed."""
+
+
+def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a temporary name, and give it its own once it is on the disk.
+
+    A reader sees the old file or the new one, whenever the machine stops. That takes three things
+    in this order: the bytes are forced to the disk, the name is changed in one step, and the
+    folder, which holds the name, is forced to the disk too.
+
+    Args:
+        path: what to write; an earlier file of the name is replaced.
+        content: the bytes, or what writes them to an open file.
+
+    Raises:
+        OSError: naming the file. Nothing of the new content stays.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the file system knows how."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def as_json(value: dict[str, Any]) -> str:
+    """A JSON file's text: indented, keys in order, ending with a newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
