@@ -15,8 +15,8 @@ from tessera.config import load, to_yaml
 from tessera.training import distributed
 from tessera.training.config import RunConfig
 from tessera.training.console import say_complete
-from tessera.training.leaving import leave_after
 from tessera.training.run_folder import is_complete
+from tessera.training.shutdown import leave_after
 
 
 def main(yaml_path: str, *overrides: str) -> int:

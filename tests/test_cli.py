@@ -181,7 +181,9 @@ def test_a_text_without_a_mask_is_refused_before_losses_are_computed(
         raise ConfigError(f"'{texts[0]}' has no [MASK] to fill")
 
     monkeypatch.setattr("tessera.evaluation.fill_mask.fill_masks", nothing_to_fill)
-    arguments = ("evaluate", "model", "--config", yaml_path, "--fill", "no mask here")
+    (yaml_path.parent / "model").mkdir()
+    model = yaml_path.parent / "model"
+    arguments = ("evaluate", model, "--config", yaml_path, "--fill", "no mask here")
     assert "'no mask here' has no [MASK] to fill" in refused(capsys, *arguments)
 
 

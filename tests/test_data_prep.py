@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessera.data.sources.mds import Source
+from tessera.data.sources.mds import MdsDocuments
 from tessera.tokenizer import load_tokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "data_prep"
@@ -75,7 +75,7 @@ def write_jsonl(path, records):
 
 def read_shards(folder, tokenizer):
     """{id: text} of a folder of shards; the ids in order."""
-    source = Source("any", folder)
+    source = MdsDocuments("any", folder)
     found = {}
     for shard in range(len(source.samples)):
         for sample in range(source.samples[shard]):

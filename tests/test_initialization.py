@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tessera.model.config import ModelConfig
-from tessera.model.initialization import layer_sources, tile_weights
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.model.tiling import layer_sources, tile_weights
 
 SMALL = ModelConfig(
     vocab_size=512,

@@ -27,13 +27,12 @@ from reference.data_fake_source import (
 )
 
 from tessera.batch import IGNORED
-from tessera.data.audit import batch_lines
+from tessera.cli.batches import batch_lines
 from tessera.data.config import BatchConfig, DataConfig, MaskingConfig, SourceConfig
 from tessera.data.loader import Loader, LoaderState, merge_states
-from tessera.data.pipeline.masking import mask
+from tessera.data.pipeline.masking import mask, vocabulary
 from tessera.data.randomness import Draws
-from tessera.data.sources.mds_shard import BadShard
-from tessera.data.sources.opening import vocabulary
+from tessera.data.sources.source import BadShard
 from tessera.quantities import ByteSize
 
 TOKENIZER = fake_tokenizer()

@@ -8,9 +8,8 @@ import tiny_run
 
 from tessera.quantities import Duration
 from tessera.training.console import ProgressLines
-from tessera.training.leaving import TrainingStopped
-from tessera.training.loggers import flat
-from tessera.training.metrics import METRICS_FILE, MetricsFile
+from tessera.training.loggers import METRICS_FILE, MetricsFile, flat
+from tessera.training.shutdown import TrainingStopped
 
 RUN = {
     "duration": "3_000tok",
@@ -87,7 +86,7 @@ def test_evaluations_come_at_intervals_and_at_the_end(run):
 def test_evaluation_is_the_mean_over_the_same_masked_tokens_each_time(corpus, run, tmp_path):
     from tessera.checkpoints import load_model
     from tessera.config import decode
-    from tessera.data.validation import evaluation_batches
+    from tessera.data.validation import validation_batches
     from tessera.evaluation.masked_lm import score
     from tessera.tokenizer import load_tokenizer
     from tessera.training.config import RunConfig
@@ -96,7 +95,7 @@ def test_evaluation_is_the_mean_over_the_same_masked_tokens_each_time(corpus, ru
     tokenizer = load_tokenizer(config.tokenizer)
     model = load_model(run)
     for source, found in tiny_run.metrics(run, "evaluation")[-1]["sources"].items():
-        batches = evaluation_batches(
+        batches = validation_batches(
             config.train_data,
             source,
             tokenizer,

@@ -177,7 +177,7 @@ def doubts(plain):
     from tessera.training.config import RunConfig
     from tessera.training.preflight import examine
 
-    found = examine(decode(RunConfig, plain, "test"), 1)
+    found = examine(decode(RunConfig, plain, "test"), 1, resuming=False)
     assert not found.problems
     return found.doubts
 

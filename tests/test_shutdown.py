@@ -98,7 +98,7 @@ def test_a_file_named_stop_does_what_a_signal_does(corpus, tmp_path):
 def test_a_signal_at_any_other_moment_ends_with_a_status_that_is_understood(number, when, status):
     script = (
         "import atexit, sys, time\n"
-        "from tessera.training.leaving import leave_after\n"
+        "from tessera.training.shutdown import leave_after\n"
         "def wait(): print('ready', flush=True); time.sleep(30)\n"
         "when = sys.argv[1]\n"
         "atexit.register(wait) if when == 'leaving' else None\n"
@@ -170,7 +170,7 @@ def test_a_rank_whose_launcher_died_before_it_began_does_not_begin(tmp_path):
     rank = tmp_path / "rank.py"
     rank.write_text(
         "import os, sys, time\n"
-        "from tessera.training.leaving import leave_after\n"
+        "from tessera.training.shutdown import leave_after\n"
         "while os.getppid() == int(sys.argv[1]) and len(sys.argv) > 2: time.sleep(0.01)\n"
         "leave_after(lambda: print('began', flush=True) or 0)\n"
     )
@@ -232,19 +232,19 @@ FAILING = f"""
 import os, sys
 sys.path.insert(0, {str(tiny_run.REPOSITORY)!r})
 from main import main
-from tessera.training.leaving import leave_after
+from tessera.training.shutdown import leave_after
 
 def work():
     if os.environ["RANK"] == "1":
         import tessera.training.run
-        from tessera.training.callbacks.train_step import Stepping
+        from tessera.training.callbacks.train_step import TrainStep
 
-        recorded = Stepping.batch_end
+        recorded = TrainStep.batch_end
         def fail(self, state, logger):
             recorded(self, state, logger)
             if self.clock.steps == 20:
                 raise KeyError("an injected defect")
-        Stepping.batch_end = fail
+        TrainStep.batch_end = fail
     return main(*sys.argv[1:])
 
 leave_after(work)

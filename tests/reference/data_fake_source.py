@@ -1,4 +1,4 @@
-"""A small source in memory, with the interface of `tessera.data.sources.mds.Source`."""
+"""A small source in memory, with the interface of `tessera.data.sources.source.Documents`."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tessera.data.sources.mds_shard import BadShard
+from tessera.data.sources.source import BadShard
 
 CLS, SEP, PAD, MASK, UNK = range(5)
 SIZE = 500

@@ -3,18 +3,14 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import one_line
 from tessera.model.config import ModelConfig
-from tessera.model.initialization import TilingMode, tile_weights
+from tessera.model.tiling import TilingMode, tile_weights
 
-Tiling = Literal["default", "published"]
-
-_MODES: dict[Tiling, TilingMode] = {"default": "aligned", "published": "published"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _WANTED = ["*.json", "*.safetensors", "restart/*"]
 
@@ -24,7 +20,7 @@ def import_checkpoint(
     out: str | Path,
     model: ModelConfig | None = None,
     *,
-    tile: Tiling | None = None,
+    tile: TilingMode | None = None,
 ) -> Path:
     """Write a checkpoint of any kind as one of ours, in the layout of `formats.composer`.
 
@@ -59,7 +55,7 @@ def import_checkpoint(
     return composer.write(tiled(path, model, tile), out)
 
 
-def tiled(source: str | Path, model: ModelConfig, mode: Tiling = "default") -> Checkpoint:
+def tiled(source: str | Path, model: ModelConfig, mode: TilingMode = "default") -> Checkpoint:
     """A larger model laid from tiles of the one at `source`; its optimizer starts afresh.
 
     Args:
@@ -72,7 +68,7 @@ def tiled(source: str | Path, model: ModelConfig, mode: Tiling = "default") -> C
     """
     small = read_checkpoint(source)
     try:
-        weights = tile_weights(small.weights, small.model_config, model, _MODES[mode])
+        weights = tile_weights(small.weights, small.model_config, model, mode)
     except ValueError as error:
         raise CheckpointError(f"{small.path}: {error}") from error
     return replace(

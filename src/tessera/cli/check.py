@@ -1,19 +1,36 @@
-"""`tessera check`: what a YAML would run, at a glance."""
+"""`tessera check`: what a YAML would run, at a glance, or everything that is wrong with it."""
 
+import argparse
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tessera.cli.arguments import add_config, at_least, load_config
 from tessera.config import defined_in, refusal
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
-from tessera.training.preflight import examine
-from tessera.training.run_folder import checkpoints, damage
-from tessera.training.saved import Saved, read, resumable
 
+if TYPE_CHECKING:
+    from tessera.checkpoints.checkpoint import Checkpoint
+    from tessera.training.resume import Saved
+
+HELP = "What a YAML would run, or everything that is wrong with it."
 _BLOCKS = " .:-=+*#%@"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    add_config(parser)
+    parser.add_argument("--world-size", type=int, default=1, metavar="N", help="GPUs in all")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the run in a dozen lines."""
+    world_size = at_least(1, "--world-size", options.world_size)
+    config = load_config(options)
+    print(describe(config, options.config, world_size, options.overrides))
 
 
 def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequence[str] = ()) -> str:
@@ -22,13 +39,15 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     Raises:
         ConfigError: with every problem, if it would not run on `world_size` ranks.
     """
+    from tessera.training.preflight import examine
+
     saved = _saved(config)
-    # What a phase once started from has done its part, and may be gone.
-    asked = replace(config, start_from=None, initial_weights=None) if saved else config
-    findings = examine(asked, world_size)
+    findings = examine(config, world_size, resuming=saved is not None)
     found = findings.problems
     changes: list[str] = []
     if saved is not None:
+        from tessera.training.resume import resumable
+
         try:
             changes = resumable(config, saved)
         except ValueError as error:
@@ -38,7 +57,9 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     lines = {
         "run": f"{config.name}, in {config.run_folder}",
         "model": _model(config.model),
-        "starts from": _start(config) if saved is None else _continuation(config, saved),
+        "starts from": _start(config, findings.origin)
+        if saved is None
+        else _continuation(config, saved),
         "length": _length(config),
         "batch": _batch(config, world_size),
         "rows": (
@@ -92,32 +113,34 @@ def _model(config: ModelConfig) -> str:
     )
 
 
-def _saved(config: RunConfig) -> Saved | None:
+def _saved(config: RunConfig) -> "Saved | None":
     """What the phase would resume from; nothing is renamed here, as training would."""
+    from tessera.training.run_folder import checkpoints, damage
+
     whole = (p for p in reversed(checkpoints(Path(config.run_folder)).values()) if not damage(p))
     path = next(whole, None)
-    return None if path is None else read(path)
+    if path is None:
+        return None
+    from tessera.training.resume import read
+
+    return read(path)
 
 
-def _continuation(config: RunConfig, saved: Saved) -> str:
+def _continuation(config: RunConfig, saved: "Saved") -> str:
     if saved.done(config.duration):
         return f"nothing: complete already, in {saved.path.name}"
     steps, tokens = saved.progress["steps"], saved.progress["tokens"]
     return f"{saved.path}: resumes after {steps:,} steps, {tokens:,} tokens"
 
 
-def _start(config: RunConfig) -> str:
+def _start(config: RunConfig, origin: "Checkpoint | None") -> str:
     if config.initial_weights is not None:
         return f"tiles of {config.initial_weights.tile} ({config.initial_weights.mode})"
-    if config.start_from is None:
+    if config.start_from is None or origin is None:
         return "random weights"
-    from tessera.checkpoints.reader import read_checkpoint
-
-    checkpoint = read_checkpoint(config.start_from.checkpoint)
-    carried = "weights and optimizer" if config.start_from.optimizer else "weights"
-    if checkpoint.optimizer is None:
-        carried = "weights"
-    rate = checkpoint.learning_rate
+    both = config.start_from.optimizer and origin.optimizer is not None
+    carried = "weights and optimizer" if both else "weights"
+    rate = origin.learning_rate
     stopped = f"; it stopped at lr {rate:g}" if rate is not None else ""
     return f"{carried} of {config.start_from.checkpoint}{stopped}"
 

@@ -1,9 +1,12 @@
 """`tessera doctor`: what this machine has, and what stands in the way of more."""
 
+import argparse
 import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
+
+HELP = "This machine: versions, devices, attention backends and why not."
 
 PACKAGES = (
     "torch",
@@ -16,6 +19,15 @@ PACKAGES = (
     "flash-attn",
     "flash-attn-4",
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command has no options."""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the findings."""
+    print(report())
 
 
 def report() -> str:

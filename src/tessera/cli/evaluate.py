@@ -1,29 +1,57 @@
 """`tessera evaluate`: loss per source beside the unigram entropy, and masks filled."""
 
+import argparse
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from tessera.config import ConfigError, load
+from tessera.cli.arguments import existing, load_run_config
+from tessera.config import ConfigError
 
-
-def lines(models: Sequence[str], config_path: str | None, texts: Sequence[str]) -> Iterator[str]:
-    """The lines to print: a table per model, then each text with its likeliest completions."""
-    if config_path is None and not texts:
-        raise ConfigError("nothing to do: give --config YAML for losses, --fill TEXT for masks")
-    # Filled first, which takes seconds: a text without a mask is not to be found out an hour later.
-    filled = [line for model in models for line in _fills(model, texts)] if texts else []
-    if config_path is not None:
-        yield from _losses(models, config_path)
-    yield from filled
-
-
-def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:
-    from tessera.checkpoints import load_model
-    from tessera.data.validation import evaluation_batches
-    from tessera.evaluation.masked_lm import score
-    from tessera.tokenizer import load_tokenizer
+if TYPE_CHECKING:
     from tessera.training.config import RunConfig
 
-    config = load(RunConfig, config_path)
+HELP = "Masked-LM loss per source; masks filled by an export."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint, run or HF folder")
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        metavar=("YAML", "key=value"),
+        help="whose data to evaluate on, with overrides",
+    )
+    parser.add_argument(
+        "--fill", action="append", default=[], metavar="TEXT", help="text with [MASK]"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print a table per model, then each text with its likeliest completions.
+
+    Masks are filled first, which takes seconds: a text without a mask is not to be found out an
+    hour later.
+    """
+    if options.config is None and not options.fill:
+        raise ConfigError("nothing to do: give --config YAML for losses, --fill TEXT for masks")
+    config = load_run_config(options.config[0], options.config[1:]) if options.config else None
+    for model in options.models:
+        existing(model)
+    filled = [line for model in options.models for line in _fills(model, options.fill)]
+    if config is not None:
+        for line in _losses(options.models, config):
+            print(line, flush=True)
+    for line in filled:
+        print(line, flush=True)
+
+
+def _losses(models: Sequence[str], config: "RunConfig") -> Iterator[str]:
+    from tessera.checkpoints import load_model
+    from tessera.data.validation import validation_batches
+    from tessera.evaluation.masked_lm import score
+    from tessera.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(config.tokenizer)
     rate = config.evaluation.masking_rate
     yield f"masked-LM loss in nats on the validation documents, {rate:.0%} masked"
@@ -33,7 +61,7 @@ def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:
         for name, source in config.train_data.sources.items():
             if source.validation_split is None:
                 continue
-            batches = evaluation_batches(
+            batches = validation_batches(
                 config.train_data,
                 name,
                 tokenizer,
@@ -52,6 +80,8 @@ def _losses(models: Sequence[str], config_path: str) -> Iterator[str]:
 
 
 def _fills(model: str, texts: Sequence[str]) -> Iterator[str]:
+    if not texts:
+        return
     from tessera.evaluation.fill_mask import fill_masks
 
     answers = fill_masks(model, texts)

@@ -7,6 +7,9 @@ from typing import Literal
 
 from tessera.quantities import ByteSize, Duration
 
+FORMATS = {"mds": "tessera.data.sources.mds"}
+"""How a source may be stored, and the module that opens it; `sources.source` says what it needs."""
+
 MAY_CHANGE = (
     *("seed", "shuffle", "block_documents", "max_seq_len", "long_documents", "row_tokens"),
     *("waiting_pieces", "tokenizer", "masking"),
@@ -20,6 +23,8 @@ class SourceConfig:
 
     local: str
     """The folder that holds, or will hold, the shards."""
+    format: str = "mds"
+    """What they are: a name in `FORMATS`."""
     remote: str | None = None
     """Where the shards come from if not local already: whatever Streaming reads (s3://, a path)."""
     split: str = "train"
@@ -33,6 +38,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         found = []
+        if self.format not in FORMATS:
+            found.append(f"format: unknown '{self.format}'; there are {', '.join(FORMATS)}")
         if not 0 <= self.weight < inf:
             found.append(f"weight must be a number, not negative; got {self.weight}")
         if self.cache_limit is not None and self.remote is None:

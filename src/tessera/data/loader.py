@@ -13,12 +13,18 @@ from tessera.batch import PackedBatch, RankBatch
 from tessera.data.batch_schedule import BatchPlan, check_world_size
 from tessera.data.collate import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
-from tessera.data.pipeline.lane import LaneState
-from tessera.data.pipeline.lanes import Recipe, make_rows
+from tessera.data.pipeline.lanes import (
+    Recipe,
+    lane_streams,
+    make_rows,
+    open_readers,
+    warn_of_small_cache,
+)
 from tessera.data.pipeline.masking import rate_for_shapes
 from tessera.data.pipeline.pieces import Cut, PieceId
-from tessera.data.pipeline.rows import Row
+from tessera.data.pipeline.rows import Row, row_format
 from tessera.data.pipeline.state import (
+    LaneState,
     LoaderState,
     check_fingerprint,
     continued,
@@ -26,15 +32,7 @@ from tessera.data.pipeline.state import (
     merge_states,
 )
 from tessera.data.pipeline.workers import worker_rows
-from tessera.data.sources.opening import (
-    OpenSource,
-    check_tokenizer,
-    lane_streams,
-    open_readers,
-    open_source,
-    row_format,
-    warn_of_small_cache,
-)
+from tessera.data.sources.source import OpenSource, check_tokenizer, open_source
 from tessera.tokenizer import Tokenizer
 
 __all__ = ["Loader", "LoaderState", "merge_states"]

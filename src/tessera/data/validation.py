@@ -5,21 +5,21 @@ from collections.abc import Iterator
 from tessera.batch import PackedBatch
 from tessera.data.collate import Shapes, packed_batch
 from tessera.data.config import DataConfig
-from tessera.data.pipeline.lane import LaneState
 from tessera.data.pipeline.packing import Waiting, wants_more
 from tessera.data.pipeline.pieces import Cut, Piece
-from tessera.data.pipeline.rows import make_row
+from tessera.data.pipeline.rows import make_row, row_format
 from tessera.data.pipeline.shuffle import Order, Spans
+from tessera.data.pipeline.state import LaneState
 from tessera.data.pipeline.streams import Cursor, Reader, Stream, source_pieces
 from tessera.data.randomness import Draws
-from tessera.data.sources.opening import OpenSource, check_tokenizer, open_source, row_format
+from tessera.data.sources.source import OpenSource, check_tokenizer, open_source
 from tessera.tokenizer import Tokenizer
 
 _BLOCK_DOCUMENTS = 65_536
 """Not the training's, which may change between phases; few, to read few shards."""
 
 
-def evaluation_batches(
+def validation_batches(
     config: DataConfig,
     source_name: str,
     tokenizer: Tokenizer,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tessera.batch import IGNORED, PackedBatch
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.model.scoring import scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +37,22 @@ def score(
     """
     was_training = model.training
     model.eval()
-    loss_sum, right, masked, tokens = 0.0, 0, 0, 0
+    sums = torch.zeros(2, dtype=torch.float64)
+    masked, tokens = 0, 0
     counts = torch.zeros(model.config.vocab_size, dtype=torch.int64)
     device = next(model.parameters()).device
     for cpu_batch in batches:
-        batch = cpu_batch.to(device)
-        logits = model(
-            batch.input_ids, cu_seqlens=batch.cu_seqlens, max_seqlen=batch.max_seqlen
-        ).logits
-        counted = batch.masked_labels != IGNORED
-        labels = batch.masked_labels[counted]
-        predicted = logits[batch.masked_positions[counted]].float()
-        loss_sum += torch.nn.functional.cross_entropy(predicted, labels, reduction="sum").item()
-        right += int((predicted.argmax(-1) == labels).sum())
-        masked += batch.masked_tokens
-        tokens += batch.tokens
+        sums += scores(model, cpu_batch.to(device)).cpu()
+        masked += cpu_batch.masked_tokens
+        tokens += cpu_batch.tokens
         counts += torch.bincount(original_ids(cpu_batch), minlength=counts.numel())
     model.train(was_training)
     if not masked:
         raise ValueError("the validation documents hold no token to predict: add documents")
     counts[list(special_ids)] = 0
     return Score(
-        loss=loss_sum / masked,
-        accuracy=right / masked,
+        loss=float(sums[0]) / masked,
+        accuracy=float(sums[1]) / masked,
         masked_tokens=masked,
         tokens=tokens,
         unigram_entropy=entropy(counts),

@@ -1,8 +1,9 @@
 """torch.compile, layer by layer, and how to notice that it compiles again."""
 
+import sys
+
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 _GRAPHS_PER_LAYER = 64
 """More than training, evaluation and rare shapes need. Past torch's own 8 it stops compiling."""
@@ -22,9 +23,18 @@ def compile_modules(modules: list[nn.Module], *, backend: str = "inductor") -> N
 
 def graphs_compiled() -> int:
     """Graphs compiled by this process so far: a count that must stand still after warm-up."""
-    return int(counters["stats"]["unique_graphs"])
+    return int(_counters("stats").get("unique_graphs", 0))
 
 
 def graph_breaks() -> int:
     """Places where compiled code had to fall back to Python, counted each time one was compiled."""
-    return sum(counters["graph_break"].values())
+    return sum(_counters("graph_break").values())
+
+
+def _counters(kind: str) -> dict[str, int]:
+    """What torch's compiler counted; nothing where nobody has imported it, which takes seconds."""
+    if "torch._dynamo" not in sys.modules:
+        return {}
+    from torch._dynamo.utils import counters
+
+    return counters[kind]

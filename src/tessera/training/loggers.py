@@ -1,30 +1,136 @@
-"""Weights & Biases and TensorBoard beside `metrics.jsonl`. Trouble with them never stops a run."""
+"""Where a run's records go: `metrics.jsonl`, and Weights & Biases and TensorBoard beside it.
 
+`metrics.jsonl` holds a line per step and per evaluation, whole, in order, none twice. Trouble with
+the other two never stops a run.
+"""
+
+import errno
+import json
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tessera.config import to_plain
 from tessera.training.config import RunConfig
-from tessera.training.console import warn
+from tessera.training.console import ProgressLines, warn
+from tessera.training.shutdown import TrainingStopped
 
+METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
+
+Record = dict[str, Any]
+"""A line of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Everybody who is told what was measured. Only rank 0 has any."""
+
+    takers: Sequence[Callable[[Record], None]] = ()
+    sync: Callable[[], None] = lambda: None
+    """Bring what was written so far to the disk."""
+
+    def __call__(self, record: Record) -> None:
+        """Tell everybody, in the same order each time."""
+        for take in self.takers:
+            take(record)
+
+
+def open_sinks(config: RunConfig, *, step: int, done: int, closing: ExitStack) -> Sinks:
+    """Open what takes the records of a phase; call on rank 0 alone.
+
+    Args:
+        config: which ones, and where.
+        step: of the checkpoint that training continues from, 0 for none: later records are cut off.
+        done: of the duration, in its unit.
+        closing: closes them in the end.
+    """
+    metrics = MetricsFile(Path(config.run_folder), after_step=step)
+    closing.callback(metrics.close)
+    lines = ProgressLines(
+        config.name,
+        config.duration,
+        every_seconds=config.logging.console_seconds,
+        done=done,
+    )
+    loggers = open_loggers(config, after_step=step)
+    for logger in loggers:
+        closing.callback(logger.close)
+    return Sinks([metrics.write, lines, *loggers], metrics.sync)
+
+
+class MetricsFile:
+    """Appends records; each line reaches the file in one write."""
+
+    def __init__(self, folder: Path, *, after_step: int) -> None:
+        """Open, and cut off what a resumed run will write again.
+
+        Args:
+            folder: the run folder.
+            after_step: the step of the checkpoint that training continues from, 0 for none.
+        """
+        self._path = path = folder / METRICS_FILE
+        if path.exists():
+            os.truncate(path, _end_of(path, after_step))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write(self, record: Record) -> None:
+        """Append a record.
+
+        Raises:
+            TrainingStopped: the disk did not take it; no part of the line stays.
+        """
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        end = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                os.ftruncate(self._file, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise TrainingStopped(
+                f"{self._path} cannot be written ({error.strerror}). The last checkpoint stands: "
+                "make room, and start again"
+            ) from error
+
+    def sync(self) -> None:
+        """Bring everything written to the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; nothing can be written after this."""
+        os.close(self._file)
+
+
+def _end_of(path: Path, step: int) -> int:
+    """The length in bytes of the records up to and including a step."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                beyond = json.loads(line)["step"] > step
+            except (ValueError, KeyError, TypeError):
+                beyond = True
+            if beyond or not line.endswith(b"\n"):
+                break
+            end += len(line)
+    return end
 
 
 class Logger:
     """A sink that gives up, with one warning, at the first trouble."""
 
-    def __init__(
-        self, name: str, log: Callable[[dict[str, Any]], None], close: Callable[[], None]
-    ) -> None:
+    def __init__(self, name: str, log: Callable[[Record], None], close: Callable[[], None]) -> None:
         self._name = name
         self._log = log
         self._close = close
         self._working = True
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: Record) -> None:
         """Log a record."""
         self._try(lambda: self._log(record))
 
@@ -103,7 +209,7 @@ def _tensorboard(config: RunConfig, after_step: int) -> Logger:
 
     writer = SummaryWriter(str(Path(config.run_folder) / "tensorboard"), purge_step=after_step + 1)
 
-    def log(record: dict[str, Any]) -> None:
+    def log(record: Record) -> None:
         for name, value in flat(record):
             writer.add_scalar(name, value, record["step"])
 

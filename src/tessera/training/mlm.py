@@ -1,20 +1,23 @@
 """The encoder as Composer trains it: what a microbatch is, and what its loss counts for."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from composer.core import DataSpec
 from composer.models import ComposerModel
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 
-from tessera.batch import IGNORED, PackedBatch, RankBatch
+from tessera.batch import PackedBatch, RankBatch
 from tessera.model.dropout import dropout_keys
-from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.model.modernbert import Layer, MaskedLMOutput, ModernBertForMaskedLM
+from tessera.model.scoring import scores, token_losses
 
-_LOGIT_ROWS = 2048
-"""Tokens whose logits are in memory as float32 at once, where no gradient is asked for."""
+
+class ShardableEncoder(ModernBertForMaskedLM):
+    """The model, with the answer to what Composer asks where weights are sharded."""
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Whether a module's weights are gathered and let go together: each layer's are."""
+        return isinstance(module, Layer)
 
 
 class MaskedLanguageModel(ComposerModel):
@@ -32,7 +35,7 @@ class MaskedLanguageModel(ComposerModel):
         self.losses: list[Tensor] = []
         """Sum of the loss of each microbatch since `losses` was last emptied."""
 
-    def forward(self, batch: PackedBatch) -> Any:
+    def forward(self, batch: PackedBatch) -> Tensor | MaskedLMOutput:
         """The loss of a microbatch in training; in eval mode its `scores`."""
         batch = batch.to(self.model.decoder.weight.device, non_blocking=True)
         if not self.training:
@@ -56,37 +59,18 @@ class MaskedLanguageModel(ComposerModel):
             masked_positions=batch.masked_positions,
             dropout_keys=self._dropout_keys(batch),
         ).logits
-        return torch.cat(list(_losses(logits, batch.masked_labels)))
+        return token_losses(logits, batch.masked_labels)
 
     def _dropout_keys(self, batch: PackedBatch) -> Tensor | None:
         if not self.model.config.attention_output_dropout:
             return None
         return dropout_keys(self.seed, batch.rows, batch.row_tokens)
 
-    def loss(self, outputs: Any, batch: PackedBatch) -> Tensor:
+    def loss(self, outputs: MaskedLMOutput, batch: PackedBatch) -> Tensor:
         """Mean over the microbatch's masked tokens; 0 if it has none."""
+        assert outputs.loss_sum is not None
         self.losses.append(outputs.loss_sum.detach())
         return outputs.loss_sum / max(1, batch.masked_tokens)
-
-
-def scores(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
-    """(2,) float64: sum of the loss and number of right guesses over the masked tokens."""
-    labels = batch.masked_labels
-    logits = encoder(
-        batch.input_ids,
-        cu_seqlens=batch.cu_seqlens,
-        max_seqlen=batch.max_seqlen,
-        masked_positions=batch.masked_positions,
-    ).logits
-    loss_sum = sum((part.sum() for part in _losses(logits, labels)), logits.new_zeros(()).float())
-    right = (logits.argmax(-1) == labels).sum()
-    return torch.stack([loss_sum, right]).double()
-
-
-def _losses(logits: Tensor, labels: Tensor) -> Iterator[Tensor]:
-    """Of each token, 0 where nothing is predicted, in parts."""
-    for part, target in zip(logits.split(_LOGIT_ROWS), labels.split(_LOGIT_ROWS), strict=True):
-        yield cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="none")
 
 
 def train_data_spec(loader: Iterable[RankBatch], *, pin: bool) -> DataSpec:

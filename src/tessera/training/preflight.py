@@ -1,19 +1,23 @@
 """What can be known to be wrong before a process group starts: files, tokenizer, phase chain.
 
-`tessera check` and `main.py` ask the same questions; none of them writes anything.
+`tessera check` and `main.py` ask the same questions; none of them writes anything. Torch is
+imported only to read a checkpoint that exists.
 """
 
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.data.config import SourceConfig
+from tessera.data.sources.source import open_source
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from tessera.checkpoints.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,19 @@ class Findings:
     """Each would keep it from running."""
     doubts: list[str] = field(default_factory=list)
     """Each may be meant: it is said, and the phase runs."""
+    origin: "Checkpoint | None" = None
+    """What `start_from` or `initial_weights` names, read: whoever goes on need not read again."""
 
 
-def examine(config: RunConfig, world_size: int) -> Findings:
-    """Everything that can be known before the phase runs."""
+def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
+    """Everything that can be known before the phase runs.
+
+    Args:
+        config: of the phase.
+        world_size: ranks it is to run on.
+        resuming: whether the phase has begun: what it once started from has then done its part,
+            may be gone, and is not looked at.
+    """
     found = [*_folder_problems(Path(config.run_folder)), *config.world_problems(world_size)]
     doubts: list[str] = []
     tokenizer = None
@@ -52,11 +65,13 @@ def examine(config: RunConfig, world_size: int) -> Findings:
         found += _source_problems(
             key, name, source, [source.validation_split], tokenizer, whole=whole
         )
-    for key, path in _origins(config).items():
-        origin = _examine_origin(key, path, config, tokenizer)
-        found += origin.problems
-        doubts += origin.doubts
-    return Findings(found, doubts)
+    origin = None
+    if not resuming and (named := origin_of(config)) is not None:
+        about = _examine_origin(*named, config, tokenizer)
+        found += about.problems
+        doubts += about.doubts
+        origin = about.origin
+    return Findings(found, doubts, origin)
 
 
 def _folder_problems(folder: Path) -> list[str]:
@@ -87,48 +102,45 @@ def _source_problems(
     whole: bool,
 ) -> list[str]:
     """What keeps a source from being read; `whole`: without shards that could be passed over."""
-    from tessera.data.sources.mds import Source
-
     if source.remote is not None:
         return []
     found = []
     for split in filter(lambda split: split is not None, splits):
         try:
-            opened = Source(name, source.local, split=split or "")
+            opened = open_source(name, source, split or "", None)
         except ValueError as error:
             found.append(f"{key}: {error}")
             continue
         made_by = opened.tokenizer_fingerprint
-        if not opened.samples.sum():
-            found.append(f"{key}: {opened.folder} holds no documents; prepare the data again")
-        elif tokenizer is not None and made_by not in (None, tokenizer.fingerprint):
+        folder = Path(source.local) / (split or "")
+        if tokenizer is not None and made_by not in (None, tokenizer.fingerprint):
             found.append(
-                f"{key}: the shards in {opened.folder} were made with another tokenizer than "
+                f"{key}: the shards in {folder} were made with another tokenizer than "
                 f"{tokenizer.name}; name the tokenizer they were made with, or prepare them again"
             )
             break  # the other split's would say it again
-        elif whole and (lacking := opened.lacking()):
+        if whole and (lacking := opened.lacking()):
             found.append(f"{key}: {lacking}; copy them again, or name the remote they are at")
     return found
 
 
-def _origins(config: RunConfig) -> dict[str, str]:
-    origins = {}
+def origin_of(config: RunConfig) -> tuple[str, str] | None:
+    """The key that names what a phase begins with, and its path; None for random weights."""
     if config.start_from is not None:
-        origins["start_from"] = config.start_from.checkpoint
+        return "start_from", config.start_from.checkpoint
     if config.initial_weights is not None:
-        origins["initial_weights.tile"] = config.initial_weights.tile
-    return origins
+        return "initial_weights.tile", config.initial_weights.tile
+    return None
 
 
 def _examine_origin(
     key: str, path: str, config: RunConfig, tokenizer: Tokenizer | None
 ) -> Findings:
-    from tessera.checkpoints.reader import read_checkpoint
-
     if not Path(path).exists():
         text = f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
         return Findings([text])
+    from tessera.checkpoints.reader import read_checkpoint
+
     try:
         checkpoint = read_checkpoint(path)
     except ValueError as error:
@@ -149,11 +161,13 @@ def _examine_origin(
                 f"tokenizer: {config.tokenizer} is not the one that {path} ({key}) was trained "
                 "with; its token ids would mean other words"
             )
+    if key != "start_from":
+        return Findings(found, [], checkpoint)
     doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
-    return Findings(found, doubts if key == "start_from" else [])
+    return Findings(found, doubts, checkpoint)
 
 
-def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
+def _unfinished(path: str, checkpoint: "Checkpoint") -> list[str]:
     """A doubt if the newest checkpoint of a phase is asked for, and is not its last."""
     newest = (Path(path) / "checkpoints").is_dir() or Path(path).name == "latest"
     progress, duration = checkpoint.progress, checkpoint.run_config.get("duration")
@@ -169,7 +183,7 @@ def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _read_again(path: str, checkpoint: Checkpoint, config: RunConfig) -> list[str]:
+def _read_again(path: str, checkpoint: "Checkpoint", config: RunConfig) -> list[str]:
     """A doubt if sources would be shuffled as they were in the phase before."""
     before = checkpoint.run_config.get("train_data")
     data = config.train_data

@@ -1,21 +1,25 @@
-"""A run from its configuration: who may write, where it continues, and how it ends.
+"""A run from its configuration: take the run folder, build, fit, and let go of everything.
 
-Composer is imported only once everything that can be known to be wrong has been checked.
+Torch and Composer are imported only once everything that can be known to be wrong has been checked.
 """
 
-import signal
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tessera.config import ConfigError, to_yaml
-from tessera.training import blame, distributed, run_folder
+from tessera.config import refusal, to_yaml
+from tessera.training import distributed, run_folder, shutdown
 from tessera.training.config import RunConfig
 from tessera.training.console import say, say_complete, warn
 from tessera.training.preflight import examine
-from tessera.training.saved import Saved, newest
 from tessera.training.shutdown import PREEMPTED, StopRequest
+
+if TYPE_CHECKING:
+    from composer import Trainer
+
+    from tessera.checkpoints.checkpoint import Checkpoint
+    from tessera.training.resume import Saved
 
 
 @dataclass
@@ -23,11 +27,10 @@ class Run:
     """A phase, ready to train, or complete already."""
 
     config: RunConfig
-    trainer: Any = None
+    trainer: "Trainer | None" = None
     """Composer's; None if there is nothing left to do."""
     stop: StopRequest = field(default_factory=StopRequest)
-    preempted: Callable[[], bool] = lambda: False
-    closing: list[Callable[[], None]] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
     """What to do at the end, however it comes."""
 
     def fit(self) -> int:
@@ -46,25 +49,16 @@ class Run:
             self.trainer.fit()
         except Exception as error:
             self.close(failed=True)
-            blame.settle(folder, error)
+            shutdown.settle_failure(folder, error)
             raise
         self.close()
-        if self.preempted():
+        if self.stop.obeyed:
             say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
             return PREEMPTED
         if distributed.rank() == 0:
             run_folder.mark_complete(folder, to_yaml(self.config))
         say(f"{self.config.name}: complete, in {folder}")
         return 0
-
-    def asked_to_stop(self) -> int | None:
-        """The signal that asked for it; SIGUSR1 stands for the file `stop` in the run folder."""
-        if self.stop.signal is None and distributed.rank() == 0:
-            wish = Path(self.config.run_folder) / run_folder.STOP_FILE
-            if wish.exists():
-                wish.unlink()
-                self.stop.signal = signal.SIGUSR1
-        return self.stop.signal
 
     def close(self, *, failed: bool = False) -> None:
         """Let go of the folder, the loggers and the loader.
@@ -74,8 +68,7 @@ class Run:
         """
         if self.trainer is not None and not (failed and distributed.world_size() > 1):
             self.trainer.close()
-        while self.closing:
-            self.closing.pop()()
+        self.closing.close()
 
 
 @dataclass(frozen=True)
@@ -83,8 +76,10 @@ class Held:
     """A run folder that this process alone may write to."""
 
     lock: run_folder.Lock
-    saved: Saved | None
+    saved: "Saved | None"
     """The checkpoint to resume from."""
+    origin: "Checkpoint | None"
+    """What the phase begins with, if it does not resume and its configuration names something."""
 
 
 def build_run(config: RunConfig) -> Run:
@@ -93,18 +88,31 @@ def build_run(config: RunConfig) -> Run:
     Raises:
         ConfigError: with everything that is wrong, where it can be known before training.
     """
-    blame.forget(Path(config.run_folder))
-    held = take(config) if distributed.rank() == 0 else None
-    if distributed.world_size() == 1 and held and held.saved and held.saved.done(config.duration):
-        held.lock.release()
-        return Run(config)
+    shutdown.forget_failure(Path(config.run_folder))
+    held = hold(config) if distributed.rank() == 0 else None
+    with ExitStack() as closing:
+        if held is not None:
+            closing.callback(held.lock.release)
+            if distributed.world_size() == 1 and held.saved and held.saved.done(config.duration):
+                return Run(config)
 
-    from tessera.training.trainer import build
+        from tessera.training.trainer import build_trainer, prepare_process
 
-    return build(config, held)
+        stop = StopRequest(Path(config.run_folder))
+        stop.install()
+        closing.callback(stop.uninstall)
+        if held is not None:
+            stop.on_request = held.lock.say_stopping
+        prepare_process(config)
+        saved = _same_everywhere(held)
+        if saved is not None and saved.done(config.duration):
+            return Run(config)
+        origin = held.origin if held is not None else None
+        trainer = build_trainer(config, saved, origin, stop=stop, closing=closing)
+        return Run(config, trainer, stop, closing.pop_all())
 
 
-def take(config: RunConfig) -> Held:
+def hold(config: RunConfig) -> Held:
     """Check the configuration against the machine, and take the run folder if it can run.
 
     Raises:
@@ -113,19 +121,28 @@ def take(config: RunConfig) -> Held:
     """
     folder = Path(config.run_folder)
     resuming = bool(run_folder.checkpoints(folder))
-    # What a phase once started from has done its part, and may be gone.
-    asked = replace(config, start_from=None, initial_weights=None) if resuming else config
-    findings = examine(asked, distributed.world_size())
-    if found := findings.problems:
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        raise ConfigError("\n  ".join([f"{config.name} cannot run: {count}", *found]))
+    findings = examine(config, distributed.world_size(), resuming=resuming)
+    if findings.problems:
+        raise refusal(f"{config.name} cannot run", findings.problems)
     for doubt in findings.doubts:
         warn(doubt)
+
+    from tessera.training.resume import newest  # torch, only once all that can be checked is right
+
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     lock = run_folder.lock(folder)
     try:
         run_folder.clear_unfinished(folder, distributed.began())
-        return Held(lock, newest(folder, warn))
+        return Held(lock, newest(folder, warn), findings.origin)
     except BaseException:
         lock.release()
         raise
+
+
+def _same_everywhere(held: Held | None) -> "Saved | None":
+    """What rank 0 found to resume from, read by every rank."""
+    from tessera.training.resume import read
+
+    own = held.saved if held is not None else None
+    path = distributed.from_first(own.path if own is not None else None)
+    return own if own is not None or path is None else read(path)

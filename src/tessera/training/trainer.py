@@ -1,130 +1,113 @@
-"""The pieces of a run put together on Composer. Nothing trains yet."""
+"""The pieces of a run, put together on Composer: `build_trainer` is the table of contents."""
 
 import contextlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from composer import Trainer
-from composer.core import State
+from composer.core import Callback
 from composer.utils import FSDP2Config, ParallelismConfig, dist
+from torch.optim import Optimizer
 
+from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.config import ConfigError, to_yaml
 from tessera.data.batch_schedule import data_rank
 from tessera.data.loader import Loader, LoaderState
-from tessera.data.validation import evaluation_batches
+from tessera.data.validation import validation_batches
 from tessera.files import write_whole
 from tessera.model.attention.backends import choose
 from tessera.model.flops import matmul_rate
-from tessera.model.initialization import tile_weights
-from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.model.tiling import tile_weights
 from tessera.optim.optimizers import build_optimizer, remember_peak
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer
 from tessera.training import distributed, resume
-from tessera.training.callbacks.checkpointer import Checkpoints, RunRecord
-from tessera.training.callbacks.compiling import RecompileWatch
-from tessera.training.callbacks.evaluator import Batches, Evaluation
-from tessera.training.callbacks.spikes import Guard
-from tessera.training.callbacks.train_step import Clock, Sink, Stepping
-from tessera.training.callbacks.watchdog import Watchdog
+from tessera.training.callbacks.checkpointer import Checkpointer, RunRecord
+from tessera.training.callbacks.evaluator import Batches, Evaluator
+from tessera.training.callbacks.progress import Clock
+from tessera.training.callbacks.spikes import SpikeGuard
+from tessera.training.callbacks.train_step import TrainStep
+from tessera.training.callbacks.watchdog import RecompileWatch, Watchdog
 from tessera.training.config import RunConfig
-from tessera.training.console import ProgressLines, say, warn
-from tessera.training.loggers import open_loggers
-from tessera.training.metrics import MetricsFile
-from tessera.training.mlm import MaskedLanguageModel, train_data_spec
-from tessera.training.run import Held, Run
-from tessera.training.saved import Saved, read, resumable
+from tessera.training.console import say, warn
+from tessera.training.loggers import Sinks, open_sinks
+from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder, train_data_spec
+from tessera.training.resume import Saved
+from tessera.training.shutdown import StopRequest
+
+Device = Literal["cpu", "cuda"]
 
 
-def build(config: RunConfig, held: Held | None) -> Run:
-    """Assemble a phase. Every rank calls this; rank 0 holds the run folder.
+def build_trainer(
+    config: RunConfig,
+    saved: Saved | None,
+    origin: Checkpoint | None,
+    *,
+    stop: StopRequest,
+    closing: ExitStack,
+) -> Trainer:
+    """Assemble a phase: each piece is one line or one function below. Every rank calls this.
+
+    Args:
+        config: what to run.
+        saved: the phase's own checkpoint to continue from.
+        origin: what `start_from` or `initial_weights` names, if it was read already.
+        stop: asks for an end of training.
+        closing: gets whatever is to be closed in the end.
 
     Raises:
         ValueError: something does not fit, with the key or file and the way out.
     """
-    run = Run(config)
-    run.stop.install()
-    run.closing.append(run.stop.uninstall)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if config.compute.sharding == "fsdp" and device == "cpu" and torch.__version__ < "2.8":
-        raise ConfigError(
-            "compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
-            f"{torch.__version__}): gloo would sum gradients instead of averaging them"
-        )
-    if config.compute.threads or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(
-            config.compute.threads or _cores() // distributed.local_world_size() or 1
-        )
-    _quiet()
-    if distributed.world_size() > 1:
-        dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
-    if held is not None:
-        run.closing.append(held.lock.release)
-        run.stop.on_request = held.lock.say_stopping
-
-    saved = _same_everywhere(held)
-    if saved is not None and saved.done(config.duration):
-        run.close()
-        return Run(config)
-    changes = resumable(config, saved) if saved is not None else []
+    changes = resume.resumable(config, saved) if saved is not None else []
+    if saved is None and origin is None:
+        origin = _read_origin(config)
+    device = training_device()
+    clock = Clock.from_progress(saved.progress) if saved is not None else Clock()
 
     tokenizer = load_tokenizer(config.tokenizer)
     loader = build_loader(config, tokenizer, saved)
-    run.closing.append(loader.close)
-    encoder = build_encoder(config, device)
+    closing.callback(loader.close)
+    encoder = build_encoder(config, device, origin)
     model = MaskedLanguageModel(encoder, config.seed)
-    optimizer = build_optimizer(
-        config.optimizer,
-        model.named_parameters(),
-        device,
-        sharded=config.compute.sharding == "fsdp",
-    )
-    remember_peak(optimizer)
+    optimizer = build_peak_optimizer(config, model, device)
+    sinks = open_run_sinks(config, clock, closing)
 
-    sinks: list[Sink] = []
-    stepping = Stepping(
+    train_step = TrainStep(
         config=config,
         model=model,
         optimizer=optimizer,
-        judge=Guard(config.spikes),
-        stop_signal=run.asked_to_stop,
+        clock=clock,
+        guard=SpikeGuard.from_progress(config.spikes, saved.progress if saved is not None else {}),
+        stop_signal=stop.asked,
         sinks=sinks,
-        peak_flops=matmul_rate(torch.device(device), _matrix_dtype(config, device), seconds=0.3),
+        peak_flops=matmul_rate(torch.device(device), matrix_dtype(config, device), seconds=0.3),
     )
-    if saved is not None:
-        known = vars(stepping.clock).keys() & saved.progress.keys()
-        stepping.clock = Clock(**{key: saved.progress[key] for key in known})
-        stepping.judge.restore(saved.progress["spikes"])
-    sync = open_sinks(run, sinks, after_step=stepping.clock.steps)
-    checkpoints = Checkpoints(config=config, stepping=stepping, say=warn, before_save=sync)
-    run.preempted = lambda: checkpoints.preempted
-
-    evaluation = Evaluation(
+    evaluator = Evaluator(
         config=config.evaluation,
-        stepping=stepping,
+        train_step=train_step,
         model=model,
-        sources=evaluation_sources(config, tokenizer),
+        sources=validation_sources(config, tokenizer),
         sinks=sinks,
         owed=saved is not None and saved.progress["evaluation_owed"],
     )
-    callbacks: list[Any] = [
-        stepping,
-        *([RecompileWatch(warn)] if compiles(config, device) else []),
-        evaluation,
-        RunRecord(config, tokenizer, loader, stepping, lambda: evaluation.owed),
-        checkpoints,
+    # Composer calls them in this order: a step is counted, then evaluated after, then saved.
+    callbacks = [
+        train_step,
+        *recompile_watch(config, device),
+        evaluator,
+        RunRecord(config, tokenizer, loader, train_step, evaluator),
+        Checkpointer(config=config, train_step=train_step, stop=stop, before_save=sinks.sync),
+        *watchdog(config, closing),
     ]
-    if config.watchdog_minutes is not None:
-        watchdog = Watchdog(Path(config.run_folder), config.watchdog_minutes)
-        run.closing.append(watchdog.disarm)
-        callbacks.append(watchdog)
-    run.trainer = Trainer(
+    trainer = Trainer(
         model=model,
         train_dataloader=train_data_spec(loader, pin=device == "cuda"),
         optimizers=optimizer,
@@ -137,14 +120,48 @@ def build(config: RunConfig, held: Held | None) -> Run:
         device_train_microbatch_size=1,  # our split_batch decides; Composer insists on a number
         accumulate_train_batch_on_tokens=True,
         spin_dataloaders=False,
-        parallelism_config=parallelism(config, encoder),
+        parallelism_config=parallelism(config),
         progress_bar=False,
         dist_timeout=config.compute.timeout_minutes * 60,
     )
-    _begin(run.trainer.state, run.trainer.logger, config, saved, changes)
-    if distributed.rank() == 0:
-        write_whole(Path(config.run_folder) / "config.yaml", to_yaml(config).encode())
-    return run
+    begin(trainer, config, saved, origin, changes)
+    return trainer
+
+
+# ---- the process
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Threads, warnings and, with several ranks, the process group.
+
+    Raises:
+        ConfigError: what was asked for cannot be had on this machine.
+    """
+    device = training_device()
+    if config.compute.sharding == "fsdp" and device == "cpu" and torch.__version__ < "2.8":
+        raise ConfigError(
+            "compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
+            f"{torch.__version__}): gloo would sum gradients instead of averaging them"
+        )
+    if config.compute.threads or "OMP_NUM_THREADS" not in os.environ:
+        share = _cores() // distributed.local_world_size()
+        torch.set_num_threads(config.compute.threads or share or 1)
+    _silence()
+    if distributed.world_size() > 1:
+        dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
+
+
+def training_device() -> Device:
+    """Where this process trains."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def matrix_dtype(config: RunConfig, device: Device) -> torch.dtype:
+    """The type in which matrices are multiplied."""
+    return torch.bfloat16 if _precision(config, device) == "amp_bf16" else torch.float32
+
+
+# ---- the pieces
 
 
 def build_loader(config: RunConfig, tokenizer: Tokenizer, saved: Saved | None) -> Loader:
@@ -163,51 +180,53 @@ def build_loader(config: RunConfig, tokenizer: Tokenizer, saved: Saved | None) -
     )
 
 
-def build_encoder(config: RunConfig, device: str) -> ModernBertForMaskedLM:
-    """The model with its first weights; those of a checkpoint come later."""
-    backend = choose(
-        config.compute.attention,
-        torch.device(device),
-        _matrix_dtype(config, device),
-        config.model.head_size,
-    )
+def build_encoder(
+    config: RunConfig, device: Device, origin: Checkpoint | None = None
+) -> ShardableEncoder:
+    """The model with its first weights: random, or tiles of `origin` if it is to be tiled.
+
+    The weights of a checkpoint to continue from come later, through Composer.
+    """
+    dtype = matrix_dtype(config, device)
+    backend = choose(config.compute.attention, torch.device(device), dtype, config.model.head_size)
     say(f"{config.name}: attention by {backend}")
-    encoder = ModernBertForMaskedLM(config.model, attention=backend, z_loss=config.z_loss)
+    encoder = ShardableEncoder(config.model, attention=backend, z_loss=config.z_loss)
     encoder.initialize(config.seed)
     tiles = config.initial_weights
-    if tiles is not None:
-        small = read_checkpoint(tiles.tile)
-        encoder.load_state_dict(
-            tile_weights(
-                small.weights,
-                small.model_config,
-                config.model,
-                "published" if tiles.mode == "published" else "aligned",
-            )
-        )
+    if tiles is not None and origin is not None:
+        small = origin.weights, origin.model_config
+        encoder.load_state_dict(tile_weights(*small, config.model, tiles.mode))
     encoder.checkpoint_layers(config.compute.activation_checkpointing)
     if compiles(config, device):
         encoder.compile_layers()
     return encoder
 
 
-def compiles(config: RunConfig, device: str) -> bool:
+def compiles(config: RunConfig, device: Device) -> bool:
     """Whether torch compiles the model."""
     chosen = config.compute.compile
     return device == "cuda" if chosen == "auto" else chosen
 
 
-def parallelism(config: RunConfig, encoder: ModernBertForMaskedLM) -> ParallelismConfig | None:
-    """Composer's configuration of sharding, layer by layer; None for plain DDP."""
-    if config.compute.sharding == "none":
-        return None
-    layers = set(encoder.model.layers)
-    # Composer asks its model's direct children which of their modules to shard one by one.
-    object.__setattr__(encoder, "fsdp_wrap_fn", lambda module: module in layers)
-    return ParallelismConfig(fsdp2=FSDP2Config(state_dict_type="full"))
+def build_peak_optimizer(
+    config: RunConfig, model: MaskedLanguageModel, device: Device
+) -> Optimizer:
+    """The optimizer at its peak rate, which each step's multiplier is applied to."""
+    sharded = config.compute.sharding == "fsdp"
+    optimizer = build_optimizer(config.optimizer, model.named_parameters(), device, sharded=sharded)
+    remember_peak(optimizer)
+    return optimizer
 
 
-def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:
+def open_run_sinks(config: RunConfig, clock: Clock, closing: ExitStack) -> Sinks:
+    """Who is told what is measured: on rank 0 the run folder's files and loggers, else nobody."""
+    if distributed.rank() != 0:
+        return Sinks()
+    done = clock.done(config.duration.unit)
+    return open_sinks(config, step=clock.steps, done=done, closing=closing)
+
+
+def validation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:
     """This rank's validation batches of each source that has a validation split.
 
     Raises:
@@ -220,7 +239,7 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
     for name, source in data.sources.items():
         if source.validation_split is not None and source.weight > 0:
             found[name] = partial(
-                evaluation_batches,
+                validation_batches,
                 data,
                 name,
                 tokenizer,
@@ -235,46 +254,44 @@ def evaluation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
     return found
 
 
-def open_sinks(run: Run, sinks: list[Sink], *, after_step: int) -> Any:
-    """Open what takes records, on rank 0; returns what brings them to the disk."""
-    if distributed.rank() != 0:
-        return lambda: None
-    config = run.config
-    metrics = MetricsFile(Path(config.run_folder), after_step=after_step)
-    run.closing.append(metrics.close)
-    loggers = open_loggers(config, after_step=after_step)
-    run.closing.extend(logger.close for logger in loggers)
-    progress = ProgressLines(
-        config.name,
-        config.duration,
-        every_seconds=config.logging.console_seconds,
-        done=0,
-    )
-    sinks += [metrics.write, progress, *loggers]
-    return metrics.sync
+def recompile_watch(config: RunConfig, device: Device) -> Iterator[Callback]:
+    """Says when compiled code is compiled again, where there is any."""
+    if compiles(config, device):
+        yield RecompileWatch(warn)
 
 
-def _same_everywhere(held: Held | None) -> Saved | None:
-    """What rank 0 found to resume from, read by every rank."""
-    own = held.saved if held is not None else None
-    path = distributed.from_first(own.path if own is not None else None)
-    return own if own is not None or path is None else read(path)
+def watchdog(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
+    """Prints stacks when a step hangs, unless that is not wanted."""
+    if config.watchdog_minutes is not None:
+        made = Watchdog(Path(config.run_folder), config.watchdog_minutes)
+        closing.callback(made.stop)
+        yield made
 
 
-def _begin(
-    state: State,
-    logger: Any,
+def parallelism(config: RunConfig) -> ParallelismConfig | None:
+    """Composer's configuration of sharding, layer by layer; None for plain DDP."""
+    if config.compute.sharding == "none":
+        return None
+    return ParallelismConfig(fsdp2=FSDP2Config(state_dict_type="full"))
+
+
+# ---- the beginning
+
+
+def begin(
+    trainer: Trainer,
     config: RunConfig,
     saved: Saved | None,
+    origin: Checkpoint | None,
     changes: list[str],
 ) -> None:
-    """Load what this phase continues from, and say so."""
+    """Load what this phase continues from, say so, and note the configuration in the run folder."""
+    state, logger = trainer.state, trainer.logger
     numbers = sum(p.numel() for p in state.model.parameters())
-    kind = "GPU" if torch.cuda.is_available() else "CPU"
     say(
         f"{config.name}: {short_number(numbers)} parameters on {distributed.world_size()} x "
-        f"{kind} for {short_number(config.duration.value)} "
-        f"{config.duration.unit}, in {config.run_folder}"
+        f"{'GPU' if training_device() == 'cuda' else 'CPU'} for "
+        f"{short_number(config.duration.value)} {config.duration.unit}, in {config.run_folder}"
     )
     if saved is not None:
         carried = resume.resume(state, logger, saved)
@@ -285,28 +302,35 @@ def _begin(
         )
         for change in changes:
             say(f"{config.name}: changed since: {change}")
-    elif config.start_from is not None:
-        checkpoint = read_checkpoint(config.start_from.checkpoint)
-        carried = resume.start(state, logger, checkpoint, optimizer=config.start_from.optimizer)
-        say(f"{config.name}: starts from {checkpoint.path} ({carried})")
+    elif config.start_from is not None and origin is not None:
+        carried = resume.start(state, logger, origin, optimizer=config.start_from.optimizer)
+        say(f"{config.name}: starts from {origin.path} ({carried})")
     group = max(state.optimizers[0].param_groups, key=lambda group: group["weight_decay"])
     say(
         f"{config.name}: {config.optimizer.name} in force: peak lr {group['initial_lr']:g}, weight "
         f"decay {group['weight_decay']:g}"
         + (f", max_lr {group['max_lr']:g}" if "max_lr" in group else "")
     )
+    if distributed.rank() == 0:
+        write_whole(Path(config.run_folder) / "config.yaml", to_yaml(config).encode())
 
 
-def _precision(config: RunConfig, device: str) -> str:
+def _read_origin(config: RunConfig) -> Checkpoint | None:
+    """What the phase begins with, on ranks that did not examine it."""
+    if config.start_from is not None:
+        return read_checkpoint(config.start_from.checkpoint)
+    if config.initial_weights is not None:
+        return read_checkpoint(config.initial_weights.tile)
+    return None
+
+
+def _precision(config: RunConfig, device: Device) -> str:
     chosen = config.compute.precision
     return ("amp_bf16" if device == "cuda" else "fp32") if chosen == "auto" else chosen
 
 
-def _matrix_dtype(config: RunConfig, device: str) -> torch.dtype:
-    return torch.bfloat16 if _precision(config, device) == "amp_bf16" else torch.float32
-
-
-def _composer(device: str) -> str:
+def _composer(device: Device) -> str:
+    """Composer's name of a device."""
     return "gpu" if device == "cuda" else "cpu"
 
 
@@ -314,7 +338,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _quiet() -> None:
+def _silence() -> None:
     """Silence what Composer and torch say about choices that are made on purpose here."""
     warnings.filterwarnings("ignore", module=r"composer\..*")
     warnings.filterwarnings("ignore", message=r".*barrier\(\).*")

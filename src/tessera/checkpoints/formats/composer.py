@@ -39,35 +39,44 @@ def own_record(state: dict[str, Any]) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def read_record(path: Path, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What our entry in a checkpoint says, by the names of the module's docstring.
+
+    Raises:
+        CheckpointError: a part of it is damaged; names it.
+    """
+    record = own_record(state) or {}
+    return {
+        str(key): parse_json(f"{path}: {RECORD}.{key}", text or "{}")
+        for key, text in record.items()
+    }
+
+
 def read_state(path: Path, state: dict[str, Any]) -> Checkpoint:
     """Read the `state` of one of our own checkpoints.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    record = own_record(state) or {}
-
-    def text(key: str) -> dict[str, Any]:
-        return parse_json(f"{path}: {RECORD}.{key}", record.get(key) or "{}")
-
-    config = build_config(f"{path}: {RECORD}.model_config", text("model_config"))
+    record = read_record(path, state)
+    config = build_config(f"{path}: {RECORD}.model_config", record.get("model_config", {}))
     found = {name.removeprefix("model."): value for name, value in state["model"].items()}
     weights = check_weights(path, config, found)
     name, moments, groups = optimizer_state(path, state, weights, _without_prefix)
-    run_config, progress = text("run_config"), text("progress")
+    run_config, progress = record.get("run_config", {}), record.get("progress", {})
     return Checkpoint(
         path=path,
         kind="tessera",
         model_config=config,
         weights=weights,
         max_seq_len=_max_seq_len(run_config, progress),
-        tokenizer_files=text("tokenizer_files") or None,
+        tokenizer_files=record.get("tokenizer_files") or None,
         optimizer_name=name,
         optimizer=moments,
         hyperparameters=groups,
         run_config=run_config,
         progress={**progress_of(state, groups), **progress},
-        data=text("data") or None,
+        data=record.get("data") or None,
     )
 
 

@@ -1,1 +1,1 @@
-"""From the order of documents to packed, masked rows, one stage a file."""
+"""From the order of documents to packed, masked rows. `tessera.data` draws the whole pipeline."""

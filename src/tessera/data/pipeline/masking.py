@@ -11,6 +11,7 @@ import numpy as np
 
 from tessera.data.config import MaskingConfig
 from tessera.data.randomness import Draws
+from tessera.tokenizer import Tokenizer, token_dtype
 
 _SCALE = 1 << 16  # one 16-bit draw a token decides everything but the replacement
 _MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
@@ -28,6 +29,29 @@ class Vocabulary:
     """The ordinary tokens, to draw from."""
     word_starts: np.ndarray | None = None
     """(ids that can occur,) bool: begins a word. Only for masking whole words."""
+
+
+def vocabulary(tokenizer: Tokenizer, *, whole_words: bool) -> Vocabulary:
+    """The tables that masking needs.
+
+    Raises:
+        ValueError: If whole words are asked for and the tokenizer does not show where they begin.
+    """
+    dtype = token_dtype(tokenizer.size)
+    ordinary = np.zeros(np.iinfo(dtype).max + 1 if dtype.itemsize == 2 else tokenizer.size, bool)
+    ordinary[: tokenizer.size] = True
+    ordinary[tokenizer.special_ids] = False
+    word_starts = None
+    if whole_words:
+        if tokenizer.word_starts is None:
+            raise ValueError(
+                "train_data.masking.whole_words: this tokenizer's tokens do not show where a word "
+                "begins; set it to false"
+            )
+        word_starts = np.zeros(len(ordinary), bool)
+        word_starts[: tokenizer.size] = tokenizer.word_starts
+    replacements = np.flatnonzero(ordinary).astype(dtype)
+    return Vocabulary(tokenizer.mask_id, ordinary, replacements, word_starts)
 
 
 def rate_at(masking: MaskingConfig, row: int, row_tokens: int) -> float:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tessera.data.config import DataConfig
 from tessera.data.digest import row_digest
-from tessera.data.pipeline.lane import LaneState
-from tessera.data.pipeline.masking import Vocabulary, mask
+from tessera.data.pipeline.masking import Vocabulary, mask, vocabulary
 from tessera.data.pipeline.pieces import Piece, PieceId
+from tessera.data.pipeline.state import LaneState
 from tessera.data.pipeline.streams import Stream
 from tessera.data.randomness import Draws
+from tessera.tokenizer import Tokenizer, token_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,30 @@ class RowFormat:
     vocab_size: int
     """Rows of the model's embedding: no id may reach it."""
     vocabulary: Vocabulary
+
+
+def row_format(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> RowFormat:
+    """What rows of this run have in common.
+
+    Raises:
+        ValueError: If the model has fewer ids than the tokenizer, or masking asks for whole words
+            that the tokenizer does not show.
+    """
+    if vocab_size < tokenizer.size:
+        raise ValueError(
+            f"model.vocab_size {vocab_size} is smaller than the tokenizer, which has "
+            f"{tokenizer.size} ids; raise it to a multiple of 64 that is not"
+        )
+    dtype = token_dtype(tokenizer.size)
+    return RowFormat(
+        row_tokens=config.row_tokens,
+        max_seq_len=config.max_seq_len,
+        cls_id=np.array([tokenizer.cls_id], dtype),
+        sep_id=np.array([tokenizer.sep_id], dtype),
+        pad_id=np.array([tokenizer.pad_id], dtype),
+        vocab_size=vocab_size,
+        vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
+    )
 
 
 def lay_out(pieces: Sequence[Piece], form: RowFormat) -> tuple[np.ndarray, np.ndarray, int]:

@@ -1,16 +1,21 @@
 """Where a loader stands, and what must not change under it."""
 
+import ast
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from tessera.data.config import MAY_CHANGE, DataConfig
-from tessera.data.pipeline.lane import LaneState
-from tessera.data.pipeline.streams import Reader
+from tessera.data.config import MAY_CHANGE, DataConfig, MaskingConfig, SourceConfig
+from tessera.data.pipeline.pieces import PieceId
+from tessera.data.pipeline.streams import Cursor, Reader
 from tessera.tokenizer import Tokenizer
 
 Fingerprint = dict[str, str]
-"""What the rows depend on beside the lanes' states, each by its key in the YAML."""
+"""What the rows depend on beside the lanes' states: each value by its key in the YAML.
+
+A key that a fingerprint lacks has the value of `DEFAULTS`: an option that was not there when a
+checkpoint was written did what its default does now, so that new options break no resume.
+"""
 
 _REPEATED = "documents already trained on would come again, and others never"
 _CONSEQUENCES = {
@@ -28,9 +33,53 @@ _CONSEQUENCES = {
     "masking": "masks differ from those the run would have had; no document is lost",
 }
 _SOURCES = "sources."
+_MASKING = "masking."
 _NEVER_ALLOWED = ("lanes", "canonical_nodes")
 _PLAIN_KEYS = [key for key in _CONSEQUENCES if key not in ("seed", "tokenizer", "masking")]
 assert _CONSEQUENCES.keys() == {*_NEVER_ALLOWED, *MAY_CHANGE}
+
+
+@dataclass(frozen=True)
+class LaneState:
+    """Everything a lane's next row depends on, beside what the fingerprint covers.
+
+    Invariant: the rows already made, then `waiting`, then each source from its cursor onward hold
+    every piece of the lane exactly once.
+    """
+
+    rows: int
+    """Rows made: the next is number `rows * lanes + lane`."""
+    cursors: tuple[Cursor, ...]
+    drawn: tuple[int, ...]
+    """Tokens drawn from each source, its head start included."""
+    waiting: tuple[PieceId, ...] = ()
+    """From the oldest to the newest."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists; documents are counted from the one before, so that numbers stay short."""
+        last = [0] * len(self.cursors)
+        waiting = []
+        for source, document, piece in self.waiting:
+            waiting += [source, document - last[source], piece]
+            last[source] = document
+        return {
+            "rows": self.rows,
+            "cursors": [[*cursor[:4], list(cursor.bad_shards)] for cursor in self.cursors],
+            "drawn": list(self.drawn),
+            "waiting": waiting,
+        }
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> "LaneState":
+        """The inverse of `to_json`."""
+        last = [0] * len(plain["cursors"])
+        waiting = []
+        flat = iter(plain["waiting"])
+        for source, step, piece in zip(flat, flat, flat, strict=True):
+            last[source] += step
+            waiting.append((source, last[source], piece))
+        cursors = tuple(Cursor._make((*c[:4], tuple(c[4]))) for c in plain["cursors"])
+        return cls(plain["rows"], cursors, tuple(plain["drawn"]), tuple(waiting))
 
 
 @dataclass(frozen=True)
@@ -70,7 +119,7 @@ class LoaderState:
     def from_json(cls, plain: dict[str, Any]) -> "LoaderState":
         """The inverse of `to_json`."""
         return cls(
-            fingerprint=dict(plain["fingerprint"]),
+            fingerprint=_by_named_values(plain["fingerprint"]),
             step=plain["step"],
             rows=plain["rows"],
             sources=tuple(plain["sources"]),
@@ -95,19 +144,23 @@ def check_fingerprint(saved: Fingerprint, now: Fingerprint, allowed: Sequence[st
     Raises:
         ValueError: Naming each difference, what it would lose or repeat, and the way out.
     """
-    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    refused = [key for key in changed if key not in allowed or key in _NEVER_ALLOWED]
+    before, after = DEFAULTS | saved, DEFAULTS | now
+    changed = [
+        key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+    ]
+    refused = [key for key in changed if _section(key) not in allowed or key in _NEVER_ALLOWED]
     if not refused:
         return
     lines = ["the data differ from those of the checkpoint:"]
     for key in refused:
-        before, after = saved.get(key, "absent"), now.get(key, "absent")
-        lines.append(f"  train_data.{key}: was {before}, now {after}; {_consequence(key)}")
+        was, is_now = before.get(key, "absent"), after.get(key, "absent")
+        lines.append(f"  train_data.{key}: was {was}, now {is_now}; {_consequence(key)}")
     lines.append("Set them back to continue exactly. Or start a new phase with `start_from`, whose")
     lines.append("data begin anew.")
     if overridable := [key for key in refused if key not in _NEVER_ALLOWED]:
+        names = ", ".join(dict.fromkeys(map(_section, overridable)))
         lines.append(
-            f"Or accept this with train_data.allow_changed: [{', '.join(overridable)}]"
+            f"Or accept this with train_data.allow_changed: [{names}]"
             + (", which cannot excuse lanes and canonical_nodes." if overridable != refused else "")
         )
     raise ValueError("\n".join(lines))
@@ -117,14 +170,51 @@ def fingerprint(
     config: DataConfig, readers: Sequence[Reader], tokenizer: Tokenizer, seed: int
 ) -> Fingerprint:
     """What the rows of a run depend on, each part by its key in the YAML."""
-    found = {key: str(getattr(config, key)) for key in _PLAIN_KEYS}
-    found |= {"seed": str(seed), "tokenizer": tokenizer.fingerprint, "masking": str(config.masking)}
+    found = _options(config)
+    found |= {"seed": str(seed), "tokenizer": tokenizer.fingerprint}
     for reader in readers:
         source = config.sources[reader.name]
         key = f"{_SOURCES}{reader.name}"
         found[key] = f"index {reader.documents.index_fingerprint}"
         found[f"{key}.weight"] = str(source.weight)
     return found
+
+
+def _options(config: DataConfig) -> Fingerprint:
+    """The part of a fingerprint that is written in the YAML and has defaults."""
+    found = {key: str(getattr(config, key)) for key in _PLAIN_KEYS}
+    found |= {
+        f"{_MASKING}{f.name}": str(getattr(config.masking, f.name)) for f in fields(MaskingConfig)
+    }
+    return found
+
+
+DEFAULTS = _options(DataConfig(sources={"any": SourceConfig(local="")}))
+"""What each option of a fingerprint is if nobody says otherwise."""
+
+
+def _by_named_values(saved: Fingerprint) -> Fingerprint:
+    """A fingerprint whose masking is one text, as the first checkpoints have it, in today's form.
+
+    The text is `str(MaskingConfig)`, such as "MaskingConfig(rate=0.3, over=Duration(value=5,
+    unit='tok'))". It is taken apart as Python's grammar would, and nothing of it is evaluated.
+    """
+    text = saved.get("masking")
+    if text is None:
+        return saved
+    named = {key: value for key, value in saved.items() if key != "masking"}
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call), text
+    for keyword in call.keywords:
+        value = keyword.value
+        parts = value.keywords if isinstance(value, ast.Call) else [keyword]
+        named[f"{_MASKING}{keyword.arg}"] = "".join(str(ast.literal_eval(p.value)) for p in parts)
+    return named
+
+
+def _section(key: str) -> str:
+    """What `allow_changed` calls a key: masking's options change together."""
+    return "masking" if key.startswith(_MASKING) else key
 
 
 def continued(
@@ -165,7 +255,7 @@ def continued(
 
 def _consequence(key: str) -> str:
     if not key.startswith(_SOURCES):
-        return _CONSEQUENCES[key]
+        return _CONSEQUENCES[_section(key)]
     if key.endswith(".weight"):
         return "from here on the sources' shares of the tokens are others"
     return "its documents are others, or are counted otherwise: some may come again, or never"

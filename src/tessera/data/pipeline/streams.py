@@ -1,43 +1,19 @@
 """One source as one lane reads it: documents in their order, cut into pieces, for ever."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from tessera.data.pipeline.pieces import Cut, Piece, PieceId
 from tessera.data.pipeline.shuffle import Front, Order
-from tessera.data.sources.mds_shard import BadShard
+from tessera.data.sources.source import BadShard, Documents
 
 log = logging.getLogger(__name__)
 
 _LOCATE_AT_ONCE = 1024
 _GIVE_UP_AFTER = 1_000_000
-
-
-class Documents(Protocol):
-    """What is needed of `tessera.data.sources.mds.Source`."""
-
-    samples: np.ndarray
-    shard_bytes: np.ndarray
-    index_fingerprint: str
-
-    @property
-    def tokenizer_fingerprint(self) -> str | None:
-        """The tokenizer that made the token ids, if known."""
-
-    def document(self, shard: int, sample: int) -> np.ndarray:
-        """The token ids of a document; raises BadShard."""
-
-    def document_id(self, shard: int, sample: int) -> str:
-        """The id the document was stored under."""
-
-    def will_need(self, shards: Iterable[int]) -> None:
-        """Fetch these shards in the background, in this order, instead of those asked before."""
-
-    def close(self) -> None:
-        """Let go of files and threads."""
 
 
 class Reader:

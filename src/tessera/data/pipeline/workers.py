@@ -18,10 +18,10 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import Queue
 
-from tessera.data.pipeline.lane import LaneState
-from tessera.data.pipeline.lanes import Recipe, make_rows, own_lanes
+from tessera.data.pipeline.lanes import Recipe, lane_streams, make_rows, open_readers, own_lanes
 from tessera.data.pipeline.rows import Row
-from tessera.data.sources.opening import OpenSource, lane_streams, open_readers
+from tessera.data.pipeline.state import LaneState
+from tessera.data.sources.source import OpenSource
 
 _Job = tuple[Recipe, OpenSource, dict[int, LaneState], int, int]
 

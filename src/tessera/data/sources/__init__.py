@@ -1,1 +1,1 @@
-"""Where documents come from: one seam, and MDS shards behind it."""
+"""Where documents come from: `source.py` is the seam, the others are MDS shards behind it."""

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,12 +21,12 @@ from typing import BinaryIO
 from tessera.data.sources.download import Remote
 from tessera.data.sources.locks import FolderLocks
 from tessera.data.sources.mds_shard import ShardEntry
-from tessera.data.sources.prefetch import Prefetcher
 from tessera.files import write_whole
 
 log = logging.getLogger(__name__)
 
 _SLOTS = 32
+_PREFETCH_THREADS = 2
 _LOOK_AGAIN_SECONDS = 0.01
 
 
@@ -295,3 +297,43 @@ def _evict(path: Path) -> bool:
     except FileNotFoundError:
         return True
     return True
+
+
+class Prefetcher:
+    """Daemon threads of the process that makes it: never before a fork."""
+
+    def __init__(self, try_prefetch: Callable[[int], bool]) -> None:
+        """Start the threads; `try_prefetch` returns False for a shard to try again later."""
+        self.pid = os.getpid()
+        self._try_prefetch = try_prefetch
+        self._wanted: deque[int] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        for _ in range(_PREFETCH_THREADS):
+            threading.Thread(target=self._work, name="tessera-prefetch", daemon=True).start()
+
+    def replace(self, numbers: Iterable[int]) -> None:
+        """Work through these from now on."""
+        with self._changed:
+            self._wanted = deque(numbers)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the threads, each after the shard it is at."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._wanted and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                wanted = self._wanted
+                number = wanted.popleft()
+            if not self._try_prefetch(number):
+                with self._changed:
+                    wanted.append(number)  # to a list that may have been replaced meanwhile
+                    self._changed.wait(0.05)

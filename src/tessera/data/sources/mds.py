@@ -1,4 +1,4 @@
-"""One source of documents: whole documents by (shard, sample), from a folder or a remote one."""
+"""Documents in MDS shards, from a folder or from a remote one that a folder caches."""
 
 import errno
 import json
@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from tessera.data.config import SourceConfig
 from tessera.data.sources.cache import ShardCache
 from tessera.data.sources.download import FetchFailed, read_remote_file
 from tessera.data.sources.locks import CacheError, FolderLocks
 from tessera.data.sources.mds_shard import (
     INDEX,
     SUMMARY,
-    BadShard,
     Index,
     Shard,
     parse_index,
 )
+from tessera.data.sources.source import BadShard
 from tessera.files import write_whole
 
 log = logging.getLogger(__name__)
@@ -35,17 +36,16 @@ _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SKIP = "to train without such shards, set train_data.on_bad_shard: skip"
 
 
-class Source:
+class MdsDocuments:
     """The documents of one split of one source.
 
     May be inherited by forked workers; holds no thread and no connection until it is read from.
 
     Attributes:
         name: What the configuration calls the source.
-        samples: (shards,) int64, documents per shard.
-        shard_bytes: (shards,) int64, size of each shard on disk when it can be read.
-        index_fingerprint: Identifies the documents and their order.
-        summary: What preparation wrote beside the index (`tessera.json`), or {} if nothing did.
+        folder: Where the shards are, or will be.
+
+    The others are those of `tessera.data.sources.source.Documents`.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class Source:
 
         Looks at names and sizes only.
         """
+        if self._remote is not None:
+            return None
         gone, altered = [], []
         for shard in self._index.shards:
             here = []
@@ -141,10 +143,6 @@ class Source:
             if names
         ]
         return f"{self.folder}: {'; '.join(found)}" if found else None
-
-    def lengths(self, shard: int) -> np.ndarray:
-        """(documents of the shard,) int32: tokens of each, read from the headers alone."""
-        return self._shard(shard).lengths
 
     def will_need(self, shards: Iterable[int]) -> None:
         """Fetch these shards in the background, in this order; replaces the previous list."""
@@ -299,6 +297,21 @@ class Source:
             raise ValueError(
                 f"source '{self.name}': {path} is damaged ({error}); prepare or copy it again"
             ) from error
+
+
+def open_documents(
+    name: str, source: SourceConfig, split: str, vocab_size: int | None
+) -> MdsDocuments:
+    """Open one split of a source of MDS shards; see `MdsDocuments`."""
+    limit = source.cache_limit
+    return MdsDocuments(
+        name,
+        Path(source.local),
+        remote=source.remote,
+        split=split,
+        cache_limit_bytes=None if limit is None else limit.value,
+        vocab_size=vocab_size,
+    )
 
 
 def _open_shards() -> int:

@@ -11,7 +11,6 @@ import mmap
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,20 +24,6 @@ TOKENS_COLUMN = "input_ids"
 ID_COLUMN = "id"
 _SHAPE_BYTES = 3  # low bits of an MDS array's first byte: log2 of the bytes of each dimension
 _MDS_DTYPE_CODES = {16: "uint16", 17: "int16", 32: "uint32", 33: "int32", 64: "uint64", 65: "int64"}
-
-
-class BadShard(ValueError):
-    """A shard that cannot be read: missing, truncated, altered. Names file, source and cure."""
-
-    def __init__(self, source: str, shard: int, path: Path | str, problem: str, cure: str) -> None:
-        self.source, self.shard, self.path = source, shard, str(path)
-        self.problem, self.cure = problem, cure
-        super().__init__(source, shard, path, problem, cure)
-
-    def __str__(self) -> str:
-        return (
-            f"source '{self.source}', shard {self.shard}, {self.path}: {self.problem}; {self.cure}"
-        )
 
 
 def columns(vocab_size: int) -> dict[str, str]:

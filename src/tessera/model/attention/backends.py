@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessera.model.attention import flash, flex, sdpa
+from tessera.model.attention import flash, sdpa
 from tessera.model.attention.packing import Packing, any_number
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,33 @@ class Backend:
     """What it computes once for all layers of a window, from `cu_seqlens` and T."""
 
 
+def _missing_flex(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why FlexAttention cannot serve here; None if it can."""
+    if device.type not in ("cuda", "xpu"):
+        return f"torch compiles no backward pass of it for a {device.type} device"
+    if head_size < 16:
+        return f"needs a head size of at least 16; it is {head_size}"
+    return None
+
+
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
+    from tessera.model.attention import flex  # torch's compiler, which takes seconds to import
+
+    return flex.attend(q, k, v, packing, window)
+
+
+def _prepare_flex(cu_seqlens: Tensor, tokens: int, window: int | None) -> Any:
+    from tessera.model.attention import flex
+
+    return flex.prepare(cu_seqlens, tokens, window)
+
+
 BACKENDS = {
     "flash-attn-3": Backend(flash.attend_flash_attn_3, flash.missing_flash_attn_3),
     "flash-attn-4": Backend(flash.attend_flash_attn_4, flash.missing_flash_attn_4),
     "flash-attn-2": Backend(flash.attend_flash_attn_2, flash.missing_flash_attn_2),
     "torch-varlen": Backend(flash.attend_torch_varlen, flash.missing_torch_varlen),
-    "flex": Backend(flex.attend, flex.missing, flex.prepare),
+    "flex": Backend(_attend_flex, _missing_flex, _prepare_flex),
     "sdpa": Backend(sdpa.attend, sdpa.missing, sdpa.prepare),
 }
 """By name, the one that `auto` prefers first.

@@ -53,7 +53,10 @@ def missing_torch_varlen(device: torch.device, dtype: torch.dtype, head_size: in
     """Why torch's own flash kernel cannot serve here; None if it can."""
     if torch.version.hip is not None:
         return "torch's kernel for AMD GPUs takes no window"
-    return _unfit(device, dtype, head_size, (8, 0))
+    unfit = _unfit(device, dtype, head_size, (8, 0))
+    if unfit is None:
+        _look_for_varlen_attn()
+    return unfit
 
 
 def attend_flash_attn_2(
@@ -116,16 +119,19 @@ def _reach(window: int | None) -> int:
     return -1 if window is None else window
 
 
-def _varlen_attn_with_windows() -> Any:
-    """What torch itself offers, or None if this torch has none that takes a window."""
+_varlen_attn: Any = None
+"""What torch itself offers; None before somebody asked, or if this torch's takes no window."""
+
+
+def _look_for_varlen_attn() -> None:
+    """Find torch's function before any layer is compiled: compiled code could not look for it."""
+    global _varlen_attn
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return None
-    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
-
-
-_varlen_attn = _varlen_attn_with_windows()
+        return
+    if "window_size" in inspect.signature(varlen_attn).parameters:
+        _varlen_attn = varlen_attn
 
 
 # ---- kernels without an operator of their own

@@ -15,15 +15,6 @@ from tessera.model.attention.packing import Packing, documents_of
 _BLOCK = 128
 
 
-def missing(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why FlexAttention cannot serve here; None if it can."""
-    if device.type not in ("cuda", "xpu"):
-        return f"torch compiles no backward pass of it for a {device.type} device"
-    if head_size < 16:
-        return f"needs a head size of at least 16; it is {head_size}"
-    return None
-
-
 def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
     """The mask of one kind of layers: which blocks to visit, and which to mask inside.
 

@@ -3,6 +3,7 @@
 Legend: `T` token slots, `n` documents, `H` heads, `D` channels of a head.
 """
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ def any_number(cu_seqlens: Tensor) -> Tensor:
     Rows differ in their number of documents. Padding it to a common one would cost: kernels start
     a block for every document and every tile of the longest, those of empty documents in vain.
     """
-    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+    if "torch._dynamo" in sys.modules:  # whoever compiled a layer has imported it
+        torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
     return cu_seqlens
 
 

@@ -1,4 +1,8 @@
-"""Saving the state of training: whole or not at all, and enough of it to go on exactly."""
+"""Saves the state of training: whole or not at all, and enough of it to go on exactly.
+
+Composer's own saving is not used: it can leave a torn file under the final name, and keeps no
+milestones. What is saved is Composer's `state`, in which `RunRecord` is our entry.
+"""
 
 import json
 from collections.abc import Callable
@@ -14,12 +18,14 @@ from tessera.config import to_plain
 from tessera.data.loader import Loader, merge_states
 from tessera.files import write_whole
 from tessera.optim.schedules import decay_begins
-from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer
 from tessera.training import distributed, run_folder
-from tessera.training.callbacks.train_step import Stepping
+from tessera.training.callbacks.evaluator import Evaluator
+from tessera.training.callbacks.progress import Marks
+from tessera.training.callbacks.train_step import TrainStep
 from tessera.training.config import RunConfig
-from tessera.training.leaving import TrainingStopped
+from tessera.training.console import warn
+from tessera.training.shutdown import StopRequest, TrainingStopped
 
 FAILED_SAVES = 3
 """So many checkpoints in a row that cannot be written stop the run."""
@@ -33,30 +39,30 @@ class RunRecord(Callback):
         config: RunConfig,
         tokenizer: Tokenizer,
         loader: Loader,
-        stepping: Stepping,
-        evaluation_owed: Callable[[], bool],
+        train_step: TrainStep,
+        evaluator: Evaluator,
     ) -> None:
         self.config = config
-        self.evaluation_owed = evaluation_owed
+        self.evaluator = evaluator
         self.tokenizer = tokenizer
         self.loader = loader
-        self.stepping = stepping
+        self.train_step = train_step
 
     def state_dict(self) -> dict[str, Any]:
         """JSON texts by name. Every rank calls this: each knows its own lanes alone."""
-        batch = self.stepping.batch
+        batch = self.train_step.batch
         data: dict[str, Any] = {}
         if batch is not None:
             data = merge_states(distributed.gather(self.loader.state_after(batch))).to_json()
-        group = max(self.stepping.optimizer.param_groups, key=lambda g: g["weight_decay"])
+        group = max(self.train_step.optimizer.param_groups, key=lambda g: g["weight_decay"])
         progress = {
-            **asdict(self.stepping.clock),
+            **asdict(self.train_step.clock),
             "duration": str(self.config.duration),
             "schedule": to_plain(self.config.schedule),
             "lr": group["lr"],
             "max_lr": group.get("max_lr", group["initial_lr"]),
-            "spikes": self.stepping.judge.state(),
-            "evaluation_owed": self.evaluation_owed(),
+            "spikes": self.train_step.guard.state(),
+            "evaluation_owed": self.evaluator.owed,
         }
         record = {
             "model_config": to_plain(self.config.model),
@@ -69,41 +75,35 @@ class RunRecord(Callback):
 
 
 @dataclass(eq=False)
-class Checkpoints(Callback):
+class Checkpointer(Callback):
     """Saves after a step when it is time to, and when the run is about to end."""
 
     config: RunConfig
-    stepping: Stepping
-    say: Callable[[str], None]
+    train_step: TrainStep
+    stop: StopRequest
     before_save: Callable[[], None]
     """Called on rank 0: what must be on the disk before a checkpoint that comes after it."""
-    preempted: bool = False
-    """Whether training ends because of a signal."""
     failed_saves: int = 0
 
     def __post_init__(self) -> None:
-        clock = self.stepping.clock
-        self._before = {unit: clock.done(unit) for unit in ("tok", "ba", "sp")}
+        self._marks = Marks(self.train_step.clock)
         begin = decay_begins(self.config.schedule, self.config.duration)
         self._pins = [*self.config.checkpoints.milestones, *([begin] if begin else [])]
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save if an interval, a milestone or the phase ended with this step, or a signal came."""
-        clock, step = self.stepping.clock, self.stepping.step
+        clock, step = self.train_step.clock, self.train_step.step
         assert step is not None
-        interval = self.config.checkpoints.interval
-        due = interval is not None and crossed(interval, self._before, clock.done(interval.unit))
-        pin = any(self._passed(mark) for mark in self._pins)
-        self._before = {unit: clock.done(unit) for unit in self._before}
-        done = clock.done(self.config.duration.unit) >= self.config.duration.value
-        self.preempted = step.stop_signal is not None and not done
-        if due or pin or done or self.preempted:
-            self.save(state, pin=pin, must=pin or done or self.preempted)
-        if self.preempted:
+        due = self._marks.crossed(self.config.checkpoints.interval)
+        pin = any(map(self._marks.passed, self._pins))
+        self._marks.look()
+        done = clock.has_reached(self.config.duration)
+        stopping = step.stop_signal is not None and not done
+        if due or pin or done or stopping:
+            self.save(state, pin=pin, must=pin or done or stopping)
+        if stopping:
+            self.stop.obeyed = True
             state.stop_training()
-
-    def _passed(self, mark: Duration) -> bool:
-        return self._before[mark.unit] < mark.value <= self.stepping.clock.done(mark.unit)
 
     def save(self, state: State, *, pin: bool, must: bool) -> None:
         """Write a checkpoint, then let `latest` mean it, then delete what `keep` leaves out.
@@ -111,7 +111,7 @@ class Checkpoints(Callback):
         Raises:
             TrainingStopped: it cannot be written, and `must`, or for the third time in a row.
         """
-        with self.stepping.pause():
+        with self.train_step.pause():
             self._save(state, pin=pin, must=must)
 
     def _save(self, state: State, *, pin: bool, must: bool) -> None:
@@ -132,10 +132,10 @@ class Checkpoints(Callback):
                 f"the checkpoint could not be written ({problem}). The last one stands: make room "
                 f"or mend {self.config.run_folder}, and start again"
             )
-        self.say(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
+        warn(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 
     def _write(self, contents: dict[str, Any], pin: bool) -> None:
-        folder, step = Path(self.config.run_folder), self.stepping.clock.steps
+        folder, step = Path(self.config.run_folder), self.train_step.clock.steps
         path = run_folder.checkpoint_path(folder, step)
         if pin:  # first: a run killed after the next line would not come here again
             run_folder.pin(folder, step)
@@ -151,8 +151,3 @@ def _first_cause(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def crossed(interval: Duration, before: dict[str, int], now: int) -> bool:
-    """Whether a multiple of the interval lies in what was just done."""
-    return now // interval.value > before[interval.unit] // interval.value

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from tessera.batch import PackedBatch
 from tessera.training import distributed
-from tessera.training.callbacks.checkpointer import crossed
-from tessera.training.callbacks.progress import finite_or_none
-from tessera.training.callbacks.train_step import Sink, Stepping
+from tessera.training.callbacks.progress import Marks, finite_or_none
+from tessera.training.callbacks.train_step import TrainStep
 from tessera.training.config import EvaluationConfig
+from tessera.training.loggers import Sinks
 from tessera.training.mlm import MaskedLanguageModel
 
 Batches = Callable[[], Iterable[PackedBatch]]
@@ -24,31 +24,28 @@ Batches = Callable[[], Iterable[PackedBatch]]
 
 
 @dataclass(eq=False)
-class Evaluation(Callback):
+class Evaluator(Callback):
     """Evaluates after a step when it is time to, and at the end of the phase."""
 
     config: EvaluationConfig
-    stepping: Stepping
+    train_step: TrainStep
     model: MaskedLanguageModel
     sources: dict[str, Batches]
-    sinks: Sequence[Sink]
+    sinks: Sinks
     owed: bool = False
     """Whether the evaluation after the newest step was put off, to obey a signal sooner."""
 
     def __post_init__(self) -> None:
-        clock = self.stepping.clock
-        self._before = {unit: clock.done(unit) for unit in ("tok", "ba", "sp")}
+        self._marks = Marks(self.train_step.clock)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Evaluate if an interval, or the phase, ended with this step."""
-        clock, duration = self.stepping.clock, self.stepping.config.duration
-        interval = self.config.interval
-        due = interval is not None and crossed(interval, self._before, clock.done(interval.unit))
-        done = clock.done(duration.unit) >= duration.value
-        self._before = {unit: clock.done(unit) for unit in self._before}
+        due = self._marks.crossed(self.config.interval)
+        done = self.train_step.clock.has_reached(self.train_step.config.duration)
+        self._marks.look()
         if not self.sources or not (due or (done and self.config.at_end)):
             return
-        step = self.stepping.step
+        step = self.train_step.step
         self.owed = not done and step is not None and step.stop_signal is not None
         if not self.owed:
             self._report(state)
@@ -60,11 +57,10 @@ class Evaluation(Callback):
             self.owed = False
 
     def _report(self, state: State) -> None:
-        with self.stepping.pause():
+        with self.train_step.pause():
             record = self.evaluate(state)
         if distributed.rank() == 0:
-            for sink in self.sinks:
-                sink(record)
+            self.sinks(record)
 
     @torch.no_grad()
     def evaluate(self, state: State) -> dict[str, Any]:
@@ -75,8 +71,8 @@ class Evaluation(Callback):
         self.model.train(was_training)
         return {
             "kind": "evaluation",
-            "step": self.stepping.clock.steps,
-            "tokens": self.stepping.clock.tokens,
+            "step": self.train_step.clock.steps,
+            "tokens": self.train_step.clock.tokens,
             "masking_rate": self.config.masking_rate,
             "sources": found,
         }
@@ -104,11 +100,14 @@ class Evaluation(Callback):
 
 
 def _idle_turns(own: Sequence[PackedBatch]) -> list[PackedBatch]:
-    """What to work on besides: sharded weights are put together by all ranks at once.
+    """Batches to compute besides, and throw away, where weights are sharded over the ranks.
 
-    Asked before the first of them, so that all ranks exchange the same things in the same order.
+    A layer's weights are then put together by all ranks at once, so every rank must do as many
+    forward passes as the one with most batches. A rank repeats a batch of its own. A rank without
+    any takes one from a rank that has exactly one: rows are dealt out in turn, so if a rank has
+    none, none has more than one. Asked before the first forward pass, so that all ranks exchange
+    the same things in the same order.
     """
-    # Rows are dealt out in turn: who has none may borrow from who has one.
     others = distributed.gather((len(own), own[0] if len(own) == 1 else None))
     spares = [*own, *(batch for _, batch in others if batch is not None)]
     return spares[:1] * (max(count for count, _ in others) - len(own))

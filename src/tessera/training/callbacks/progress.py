@@ -1,8 +1,8 @@
-"""What one optimizer step was: each rank's share, and the whole that all of them agree on."""
+"""How far a phase is, and what one optimizer step was: each rank's share, and the whole."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,57 @@ import torch
 
 from tessera.batch import RankBatch
 from tessera.data.digest import batch_digest, digest_sum
+from tessera.quantities import COUNTED, Duration, Unit
+
+
+@dataclass
+class Clock:
+    """How much of the phase is done, in the unit of its duration and in all others."""
+
+    steps: int = 0
+    tokens: int = 0
+    documents: int = 0
+    rows: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
+    """Of `tokens`, those of each source."""
+
+    @classmethod
+    def from_progress(cls, progress: dict[str, Any]) -> "Clock":
+        """The clock that a checkpoint's `progress` holds, among other things."""
+        return cls(**{f.name: progress[f.name] for f in fields(cls) if f.name in progress})
+
+    def done(self, unit: Unit) -> int:
+        """Progress in a unit of `tessera.quantities.Duration`."""
+        return getattr(self, COUNTED[unit])
+
+    def has_reached(self, duration: Duration) -> bool:
+        """Whether so much is done."""
+        return self.done(duration.unit) >= duration.value
+
+
+class Marks:
+    """Notices what was passed since it looked last: milestones, and multiples of an interval."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Look for the first time."""
+        self._clock = clock
+        self.look()
+
+    def look(self) -> None:
+        """Take what is done now for what was done before."""
+        self._before = {unit: self._clock.done(unit) for unit in COUNTED}
+
+    def passed(self, milestone: Duration) -> bool:
+        """Whether a milestone lies in what was done since."""
+        unit = milestone.unit
+        return self._before[unit] < milestone.value <= self._clock.done(unit)
+
+    def crossed(self, interval: Duration | None) -> bool:
+        """Whether a multiple of the interval lies in what was done since; never, without one."""
+        if interval is None:
+            return False
+        before, now = self._before[interval.unit], self._clock.done(interval.unit)
+        return now // interval.value > before // interval.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +92,7 @@ class Step:
     """A whole step, the same on every rank."""
 
     loss: float
-    """Mean over the masked tokens of the global batch; NaN if there were none."""
+    """Mean over the masked tokens of the global batch, in nats; NaN if there were none."""
     grad_norm: float
     masked_tokens: int
     tokens: int
@@ -128,6 +179,6 @@ def _nan_last(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _merged(how: Any, parts: Sequence[dict[str, int]]) -> dict[str, int]:
+def _merged(how: Callable[[Iterable[int]], int], parts: Sequence[dict[str, int]]) -> dict[str, int]:
     names = sorted({name for part in parts for name in part})
     return {name: how([part[name] for part in parts if name in part]) for name in names}

@@ -1,26 +1,33 @@
-"""Steps that must not, or should not, reach the weights: non-finite ones, and spikes.
+"""What happens on a loss spike, and on a step that is not finite.
 
-Every rank decides alike, from numbers all of them have. The window of usual values is part of the
-checkpoint, so that a resumed run decides as the undisturbed one would.
+A step's loss is held against the median of the steps before it. What is unusual is written to
+`spikes.jsonl` with the documents it came from, and then recorded, skipped, or made the end of the
+run. Every rank decides alike, from numbers all of them have. The window of usual losses is part of
+the checkpoint, so that a resumed run decides as the undisturbed one would.
 """
 
 import json
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from tessera.batch import PackedBatch, RankBatch
 from tessera.training.callbacks.progress import Step, finite_or_none
-from tessera.training.callbacks.suspects import Suspect, summary
 from tessera.training.config import SpikeConfig
-from tessera.training.leaving import TrainingStopped
+from tessera.training.mlm import MaskedLanguageModel
+from tessera.training.shutdown import TrainingStopped
 
 SPIKES_FILE = "spikes.jsonl"
+MOST_DOCUMENTS = 100
+"""Documents that the record of a spike names, those of the highest loss first."""
 _NORMAL = 1.4826  # a normal distribution's standard deviation in median absolute deviations
 _FLOOR = 0.01
 """A calm run's deviation is not taken to be less than this share of its median."""
@@ -43,7 +50,7 @@ class Verdict:
 
 
 @dataclass
-class Guard:
+class SpikeGuard:
     """Judges each step by those before it."""
 
     config: SpikeConfig
@@ -83,10 +90,91 @@ class Guard:
         """For the checkpoint: JSON-able, exact."""
         return {"losses": list(self.losses), "skipped_in_row": self.skipped_in_row}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
-        self.losses = deque(state.get("losses", ()))
-        self.skipped_in_row = state.get("skipped_in_row", 0)
+    @classmethod
+    def from_progress(cls, config: SpikeConfig, progress: dict[str, Any]) -> "SpikeGuard":
+        """Continue from the `state()` that a checkpoint's `progress` holds, if it holds one."""
+        state = progress.get("spikes", {})
+        return cls(config, deque(state.get("losses", ())), state.get("skipped_in_row", 0))
+
+
+# ---- which documents it came from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A document, or a piece of one, and what it added to the loss."""
+
+    row: int
+    source: str
+    id: str
+    piece: int
+    masked_tokens: int
+    loss: float
+    """Mean over its masked tokens; 0 if it has none."""
+
+
+@torch.no_grad()
+def suspects_of(model: MaskedLanguageModel, batch: RankBatch) -> list[Suspect]:
+    """Every document of this rank's rows; costs one more forward pass.
+
+    Call it within the precision context of training, before the weights change: losses are then
+    those of the step, dropout included.
+    """
+    names = iter(batch.names())
+    found = []
+    for microbatch in batch.microbatches:
+        losses, counts = _by_segment(model, microbatch)
+        begins = microbatch.cu_seqlens[:-1] // microbatch.row_tokens
+        for row, number in enumerate(microbatch.rows.tolist()):
+            first = int(torch.searchsorted(begins, row))
+            for segment, (source, identity, piece) in enumerate(next(names), first):
+                masked = int(counts[segment])
+                found.append(
+                    Suspect(
+                        row=number,
+                        source=source,
+                        id=identity,
+                        piece=piece,
+                        masked_tokens=masked,
+                        loss=float(losses[segment]) / max(1, masked),
+                    )
+                )
+    return found
+
+
+def _by_segment(model: MaskedLanguageModel, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """(n,) float64 sum of the loss and (n,) int64 masked tokens of each segment."""
+    bounds = batch.cu_seqlens.long()
+    losses = model.token_losses(batch).double().cpu()[: batch.masked_tokens]
+    positions = batch.masked_positions[: batch.masked_tokens]
+    owner = torch.searchsorted(bounds, positions, right=True) - 1
+    sums = torch.zeros(bounds.numel() - 1, dtype=torch.float64).index_add(0, owner, losses)
+    return sums, torch.bincount(owner, minlength=sums.numel())
+
+
+def summary(found: Sequence[Suspect]) -> dict[str, Any]:
+    """For the record of a spike: the loss of each source, and the first documents to look at."""
+    parts: dict[str, list[Suspect]] = defaultdict(list)
+    for suspect in found:
+        parts[suspect.source].append(suspect)
+    worst = sorted(found, key=lambda suspect: (math.isfinite(suspect.loss), -suspect.loss))
+    worst = worst[:MOST_DOCUMENTS]
+    return {
+        "source_losses": {
+            name: finite_or_none(_mean(part)) for name, part in sorted(parts.items())
+        },
+        "documents": [
+            {**asdict(one), "loss": finite_or_none(one.loss)} for one in worst[:MOST_DOCUMENTS]
+        ],
+    }
+
+
+def _mean(part: Sequence[Suspect]) -> float:
+    masked = sum(suspect.masked_tokens for suspect in part)
+    return sum(suspect.loss * suspect.masked_tokens for suspect in part) / max(1, masked)
+
+
+# ---- the record, and what to do
 
 
 def ranges(rows: Sequence[int] | np.ndarray) -> list[str]:
@@ -101,7 +189,7 @@ def ranges(rows: Sequence[int] | np.ndarray) -> list[str]:
     return [f"{first}-{last}" for first, last in found]
 
 
-def record(
+def record_spike(
     folder: Path,
     number: int,
     step: Step,

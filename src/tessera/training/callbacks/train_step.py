@@ -1,12 +1,15 @@
-"""The callback around each optimizer step: its learning rate, its measure, its record."""
+"""Around each optimizer step: its learning rate, its measure, its record in `metrics.jsonl`.
+
+To log another number at each step, add it to `TrainStep._record`; one that only the ranks together
+know goes into `Share` and `Step` of `callbacks.progress` first.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -21,47 +24,32 @@ from tessera.model.config import ModelConfig
 from tessera.model.flops import training_flops
 from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
 from tessera.training import distributed
-from tessera.training.callbacks import spikes
-from tessera.training.callbacks.progress import Step, finite_or_none, share_of, whole
-from tessera.training.callbacks.spikes import Guard, SpikeError
-from tessera.training.callbacks.suspects import suspects
+from tessera.training.callbacks.progress import Clock, Step, finite_or_none, share_of, whole
+from tessera.training.callbacks.spikes import (
+    SpikeError,
+    SpikeGuard,
+    instructions,
+    record_spike,
+    suspects_of,
+)
 from tessera.training.config import RunConfig
+from tessera.training.loggers import Record, Sinks
 from tessera.training.mlm import MaskedLanguageModel
-
-Sink = Callable[[dict[str, Any]], None]
-"""Takes a record of `metrics.jsonl`."""
-
-
-@dataclass
-class Clock:
-    """How much of the phase is done, in the unit of its duration and in all others."""
-
-    steps: int = 0
-    tokens: int = 0
-    documents: int = 0
-    rows: int = 0
-    source_tokens: dict[str, int] = field(default_factory=dict)
-    """Of `tokens`, those of each source."""
-
-    def done(self, unit: str) -> int:
-        """Progress in a unit of `tessera.quantities.Duration`."""
-        return {"tok": self.tokens, "ba": self.steps, "sp": self.documents}[unit]
 
 
 @dataclass(eq=False)
-class Stepping(Callback):
+class TrainStep(Callback):
     """Sets the rate before a step, judges it before the weights change, records it after."""
 
     config: RunConfig
     model: MaskedLanguageModel
     optimizer: Optimizer
-    judge: Guard
+    clock: Clock
+    guard: SpikeGuard
     stop_signal: Callable[[], int | None]
-    sinks: Sequence[Sink]
-    """Called on rank 0."""
+    sinks: Sinks
     peak_flops: float = 0.0
     """Of one device; 0 if unknown."""
-    clock: Clock = field(default_factory=Clock)
     step: Step | None = None
     """The newest."""
     batch: RankBatch | None = None
@@ -69,12 +57,16 @@ class Stepping(Callback):
     skipped: str | None = None
 
     def __post_init__(self) -> None:
-        make_skippable(self.optimizer, lambda: self.skipped is not None)
+        make_skippable(self.optimizer, self.is_skipped)
         self._begin = time.perf_counter()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock of the first step."""
         self._begin = time.perf_counter()
+
+    def is_skipped(self) -> bool:
+        """Whether this step is to leave the weights as they were."""
+        return self.skipped is not None
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -112,7 +104,7 @@ class Stepping(Callback):
             torch._foreach_mul_(gradients, clip / norm)
 
     def _judge(self, state: State, step: Step, losses: list[float]) -> None:
-        verdict = self.judge.judge(step)
+        verdict = self.guard.judge(step)
         if verdict is None:
             return
         assert self.batch is not None
@@ -121,16 +113,16 @@ class Stepping(Callback):
             for m, loss in zip(self.batch.microbatches, losses, strict=True)
         ]
         with self.pause(), get_precision_context(state.precision, state.precision_config):
-            parts = distributed.gather((means, suspects(self.model, self.batch)))
+            parts = distributed.gather((means, suspects_of(self.model, self.batch)))
         folder, coming = Path(self.config.run_folder), self.clock.steps + 1
         if distributed.rank() == 0:
             everywhere, found = (
                 list(chain.from_iterable(part)) for part in zip(*parts, strict=True)
             )
-            spikes.record(folder, coming, step, verdict, everywhere, found)
+            record_spike(folder, coming, step, verdict, everywhere, found)
         if verdict.action == "stop":
             skipped = self.config.train_data.skip_rows
-            raise SpikeError(spikes.instructions(folder, coming, step, verdict, skipped))
+            raise SpikeError(instructions(folder, coming, step, verdict, skipped))
         self.skipped = verdict.why if verdict.action == "skip" else None
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -146,11 +138,9 @@ class Stepping(Callback):
         now = time.perf_counter()
         seconds, self._begin = now - self._begin, now
         if distributed.rank() == 0:
-            record = self._record(self.step, seconds)
-            for sink in self.sinks:
-                sink(record)
+            self.sinks(self._record(self.step, seconds))
 
-    def _record(self, step: Step, seconds: float) -> dict[str, Any]:
+    def _record(self, step: Step, seconds: float) -> Record:
         group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
         peak = self.peak_flops * distributed.world_size()
         return {

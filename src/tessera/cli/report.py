@@ -1,0 +1,26 @@
+"""`tessera report`: the curves of one run, or of the phases of a chain."""
+
+import argparse
+from pathlib import Path
+
+from tessera.cli.arguments import existing
+
+HELP = "The curves of one run, or of the phases of a chain."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("run_folders", nargs="+", metavar="RUN_FOLDER")
+    parser.add_argument("--out", metavar="FILE.html", help="default: report.html in the last")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page, and print the summary."""
+    folders = [existing(folder) for folder in options.run_folders]
+
+    from tessera.reporting.report import summary_table, write_report
+
+    out = Path(options.out or folders[-1] / "report.html")
+    write_report(folders, out)
+    print(summary_table(folders))
+    print(f"\nreport: {out}")
