@@ -12,11 +12,12 @@ import tessera
 PACKAGE = Path(tessera.__file__).parent
 PROJECT = PACKAGE.parent.parent
 
-LEAVES = {"config", "batch", "quantities", "files", "tokenizer"}
+LEAVES = {"config", "batch", "quantities", "files", "retry", "tokenizer"}
 MAY_IMPORT = {
     "config": set(),
     "batch": set(),
     "quantities": set(),
+    "retry": set(),
     "files": {"quantities"},
     "tokenizer": {"files"},
     "optim": LEAVES,

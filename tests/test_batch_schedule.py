@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera.config import ConfigError
 from tessera.data.batch_schedule import (
     BatchPlan,
     allowed_world_sizes,
@@ -77,9 +78,12 @@ def test_only_ranks_that_share_every_batch_equally_are_allowed():
     assert allowed_world_sizes(BASE, 96) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96]
     assert allowed_world_sizes(config(8, 2, 2), 8) == [1, 2]
     check_world_size(BASE, lanes=96, workers=3, world_size=32)
-    with pytest.raises(ValueError, match=r"lanes 96.*rows 576.*initial_rows 96.* 48, 96 ranks"):
+    with pytest.raises(ConfigError) as error:
         check_world_size(BASE, lanes=96, workers=0, world_size=5)
-    with pytest.raises(ValueError, match=r"workers 5 .*12 lanes.*1, 2, 3, 4, 6, 12"):
+    for key in ("batch.rows: 576", "batch.warmup.initial_rows: 96", "train_data.lanes: 5 ranks"):
+        assert key in str(error.value)
+    assert "or run on one of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96 ranks" in str(error.value)
+    with pytest.raises(ConfigError, match=r"workers: 5 .*12 lanes.*1, 2, 3, 4, 6, 12"):
         check_world_size(BASE, lanes=96, workers=5, world_size=8)
 
 

@@ -544,13 +544,13 @@ def test_a_mistake_is_one_message_and_known_before_torch(tmp_path):
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_before_torch(monkeypatch, tmp_path):
-    from tessera.config import decode
+    from tessera.config import ConfigError, decode
     from tessera.training.config import RunConfig
 
     plain = tiny_run.settings(tmp_path, tmp_path / "run", batch__rows=6)
     config = decode(RunConfig, plain, "test")
     config.check_world(2)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ConfigError) as error:
         config.check_world(4)
     assert "batch.rows: 6 rows do not divide among 4 ranks" in str(error.value)
 

@@ -56,8 +56,10 @@ class PackedBatch:
         labels[self.masked_positions[counted]] = self.masked_labels[counted]
         return labels
 
-    def _map(self, change: Any) -> "PackedBatch":
-        tensors = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
+        tensors: dict[str, Any] = {
+            k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)
+        }
         return replace(self, **tensors)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+JsonObject = dict[str, Any]
+"""An object of a JSON file, as the standard library reads it."""
 UNFINISHED = ".*.writing"
 """Pattern of the names that `write_whole` leaves behind if its process is killed."""
 
@@ -54,6 +56,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def as_json(value: dict[str, Any]) -> str:
+def as_json(value: JsonObject) -> str:
     """A JSON file's text: indented, keys in order, ending with a newline."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

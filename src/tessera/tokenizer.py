@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from tessera.files import as_json
+from tessera.files import JsonObject, as_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
@@ -160,7 +160,7 @@ def files_for_transformers(files: dict[str, str], max_seq_len: int) -> dict[str,
     """
     given = _object(files, "tokenizer_config.json")
     tokens = special_tokens(files)
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         # Version 5 writes a name for this class that version 4 does not know; both know this one.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
@@ -176,7 +176,7 @@ def files_for_transformers(files: dict[str, str], max_seq_len: int) -> dict[str,
     }
 
 
-def _object(files: dict[str, str], name: str) -> dict[str, Any]:
+def _object(files: dict[str, str], name: str) -> JsonObject:
     parsed = json.loads(files.get(name, "{}"))
     if not isinstance(parsed, dict):
         raise ValueError(f"{name}: expected a JSON object, not a {type(parsed).__name__}")

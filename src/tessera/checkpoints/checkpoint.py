@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
 
@@ -37,15 +38,15 @@ class Checkpoint:
     """The tokenizer's files, name to text."""
     optimizer_name: str | None = None
     """Class of the optimizer that left the state below, such as StableAdamW."""
-    optimizer: dict[str, dict[str, Any]] | None = None
+    optimizer: dict[str, JsonObject] | None = None
     """Optimizer state by parameter name: `exp_avg`, `exp_avg_sq`..."""
-    hyperparameters: list[dict[str, Any]] = field(default_factory=list)
+    hyperparameters: list[JsonObject] = field(default_factory=list)
     """The optimizer's groups: `params` (names), `lr`, `weight_decay`, `max_lr`, `step`..."""
-    run_config: dict[str, Any] = field(default_factory=dict)
+    run_config: JsonObject = field(default_factory=dict)
     """The resolved YAML of the run, if it was one of ours."""
-    progress: dict[str, Any] = field(default_factory=dict)
+    progress: JsonObject = field(default_factory=dict)
     """How far training was: `tokens`, `steps`, `lr`, `max_lr` and whatever else was recorded."""
-    data: dict[str, Any] | None = None
+    data: JsonObject | None = None
     """The loader's state, as JSON."""
 
     @property
@@ -73,7 +74,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def check_weights(where: object, config: ModelConfig, found: dict[str, Any]) -> dict[str, Tensor]:
+def check_weights(where: object, config: ModelConfig, found: JsonObject) -> dict[str, Tensor]:
     """The model's tensors in float32, if they are exactly those of the configuration.
 
     Args:

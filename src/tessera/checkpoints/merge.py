@@ -19,6 +19,7 @@ from tessera.checkpoints.checkpoint import (
 )
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.reader import locate, read_checkpoint
+from tessera.files import JsonObject
 
 _FREE = {
     *("attention_output_dropout", "initializer_range", "initializer_cutoff_factor"),
@@ -49,7 +50,7 @@ def merge(
     shares = _shares(checkpoints, weights)
     first: Checkpoint | None = None
     sums: dict[str, Tensor] = {}
-    parts: list[dict[str, Any]] = []
+    parts: list[JsonObject] = []
     for path, share in zip(checkpoints, shares, strict=True):
         checkpoint = read_checkpoint(path)
         if first is None:
@@ -137,7 +138,7 @@ def _shape(shape: torch.Size | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _place(checkpoint: Checkpoint) -> dict[str, Any]:
+def _place(checkpoint: Checkpoint) -> JsonObject:
     return {
         key: checkpoint.progress[key] for key in ("steps", "tokens") if key in checkpoint.progress
     }

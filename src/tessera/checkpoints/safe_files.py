@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tessera.checkpoints.checkpoint import CheckpointError
+from tessera.files import JsonObject
 
 MOST_PICKLE_BYTES = 256 * 2**20
 MOST_TEXT_BYTES = 256 * 2**20
@@ -194,7 +195,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> JsonObject:
     """A JSON object from a file.
 
     Raises:
@@ -217,7 +218,7 @@ def load_text(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
-def parse_json(where: object, text: object) -> dict[str, Any]:
+def parse_json(where: object, text: object) -> JsonObject:
     """A JSON object from its text.
 
     Raises:

@@ -5,11 +5,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessera.cli.arguments import add_config, load_config
 from tessera.config import ConfigError
 from tessera.data.config import BatchConfig, DataConfig
+from tessera.files import JsonObject
 
 if TYPE_CHECKING:
     from tessera.data.pipeline.state import LoaderState
@@ -77,7 +78,7 @@ def batch_lines(
     with_ids: bool = False,
     state: "LoaderState | None" = None,
     open_source: "OpenSource | None" = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """Describe global batches in plain values; the lines do not depend on `world_size`.
 
     Args:

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from math import gcd
 
+from tessera.config import refusal
 from tessera.data.config import BatchConfig
 
 
@@ -57,31 +58,48 @@ def allowed_world_sizes(batch: BatchConfig, lanes: int) -> list[int]:
     return [ranks for ranks in range(1, common + 1) if common % ranks == 0]
 
 
-def check_world_size(batch: BatchConfig, *, lanes: int, workers: int, world_size: int) -> None:
-    """Refuse a number of ranks or workers that cannot share the rows equally.
+def world_problems(batch: BatchConfig, *, lanes: int, workers: int, world_size: int) -> list[str]:
+    """What keeps so many ranks from sharing rows and lanes equally, by key; empty if nothing does.
 
-    Raises:
-        ValueError: Naming the keys and the allowed values.
+    Every rank must get as many rows of each global batch as every other, of lanes that are its
+    own, and each worker of a rank as many lanes as every other.
     """
-    allowed = allowed_world_sizes(batch, lanes)
-    if world_size not in allowed:
-        keys = f"train_data.lanes {lanes}, batch.rows {batch.rows}"
-        if batch.warmup is not None:
-            keys += (
-                f", batch.warmup.initial_rows {batch.warmup.initial_rows} and increment_rows "
-                f"{batch.warmup.increment_rows}"
+    found = []
+    serving = ", ".join(map(str, allowed_world_sizes(batch, lanes)))
+    rows = {"batch.rows": batch.rows}
+    if batch.warmup is not None:
+        rows["batch.warmup.initial_rows"] = batch.warmup.initial_rows
+        rows["batch.warmup.increment_rows"] = batch.warmup.increment_rows
+    for key, value in rows.items():
+        if value % world_size:
+            below = value // world_size * world_size
+            near = f"{below} or {below + world_size}" if below else f"{world_size}"
+            found.append(
+                f"{key}: {value} rows do not divide among {world_size} ranks; use {near}, or run "
+                f"on one of {serving} ranks"
             )
-        raise ValueError(
-            f"{world_size} ranks do not divide {keys}, so that ranks would get unequal shares; "
-            f"run on one of {', '.join(map(str, allowed))} ranks, or change those keys"
+    if lanes % world_size:
+        found.append(
+            f"train_data.lanes: {world_size} ranks do not divide {lanes} lanes; run on one of "
+            f"{serving} ranks, or in a new phase with other lanes"
         )
-    lanes_per_rank = lanes // world_size
-    if workers and lanes_per_rank % workers:
-        divisors = [n for n in range(1, lanes_per_rank + 1) if lanes_per_rank % n == 0]
-        raise ValueError(
-            f"train_data.workers {workers} does not divide the {lanes_per_rank} lanes of each of "
-            f"{world_size} ranks; set it to 0 or one of {', '.join(map(str, divisors))}"
+    elif workers and (lanes // world_size) % workers:
+        each = lanes // world_size
+        divisors = ", ".join(str(n) for n in range(1, each + 1) if each % n == 0)
+        found.append(
+            f"train_data.workers: {workers} workers do not divide the {each} lanes of a rank "
+            f"({lanes} lanes, {world_size} ranks); use 0 or one of {divisors}"
         )
+    return found
+
+
+def check_world_size(
+    batch: BatchConfig, *, lanes: int, workers: int, world_size: int, name: str = "this batch"
+) -> None:
+    """Raise ConfigError with all `world_problems`, if there are any."""
+    found = world_problems(batch, lanes=lanes, workers=workers, world_size=world_size)
+    if found:
+        raise refusal(f"{name} cannot run on {world_size} ranks", found)
 
 
 def data_rank(rank: int, local_world_size: int, world_size: int) -> int:

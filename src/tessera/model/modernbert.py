@@ -9,7 +9,6 @@ Legend: `T` token slots, `n` documents, `M` predicted tokens, `V` vocabulary, `D
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -301,5 +300,5 @@ class PredictionHead(nn.Module):
         return self.norm(gelu(self.dense(x)))
 
 
-def _norm(config: ModelConfig) -> Any:
+def _norm(config: ModelConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)

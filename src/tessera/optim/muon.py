@@ -1,5 +1,6 @@
 """Muon for matrices and AdamW for the rest, as one optimizer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class MuonWithAdamW(Optimizer):
         super().load_state_dict(state_dict)
         self._share()
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both."""
         loss = self._muon.step(closure)
         self._adamw.step()

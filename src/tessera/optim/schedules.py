@@ -4,6 +4,9 @@ A multiplier is the learning rate as a fraction of the optimizer's `lr`. Progres
 phase has consumed before the step, in the unit of its `duration`, almost always real tokens.
 Formulas are those of the published recipe; `t` progress, `T` the whole phase, `w` the warmup,
 `d` the decay, `f` the floor.
+
+Another schedule is a class here with a `name`, a `warmup` and a `multiplier`, and its name in
+`Schedule`, the union by which `schedule.name` of a YAML chooses.
 """
 
 import math
@@ -40,7 +43,7 @@ class Constant:
     """Time to climb from zero to the peak rate."""
 
     def multiplier(self, progress: int, total: int) -> float:
-        """min(1, t / w)."""
+        """The smaller of t / w and 1."""
         return _warming(progress, self.warmup.value) if progress < self.warmup.value else 1.0
 
 
@@ -68,9 +71,9 @@ class WarmupStableDecay:
             raise ValueError(f"drop_to is a fraction of the peak rate, in (0, 1]: {self.drop_to}")
 
     def multiplier(self, progress: int, total: int) -> float:
-        """T / w, then p, then p - (p - f) s or p - (p - f) sqrt(s), s = (t - (T - d)) / d.
+        """T / w until w, then p; from T - d on, p - (p - f) s or p - (p - f) sqrt(s).
 
-        The plateau p is 1, and `drop_to` from `drop_at` on.
+        s = (t - (T - d)) / d; the plateau p is 1, and `drop_to` from `drop_at` on.
         """
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
@@ -99,7 +102,7 @@ class OneMinusSqrt:
         _check_floor(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
-        """F + (1 - f)(1 - sqrt((t - (T - d)) / d))."""
+        """1 until T - d, then f + (1 - f)(1 - sqrt(s)), s = (t - (T - d)) / d."""
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
         begin = self.warmup.value if self.decay is None else total - self.decay.value
@@ -122,7 +125,7 @@ class Cosine:
         _check_floor(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
-        """F + (1 - f)(1 + cos(pi s)) / 2, s = (t - w) / (T - w)."""
+        """T / w until w, then f + (1 - f)(1 + cos(pi s)) / 2, s = (t - w) / (T - w)."""
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
         share = _share(progress, self.warmup.value, total)
@@ -143,7 +146,7 @@ class Linear:
         _check_floor(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
-        """1 - (1 - f) s, s = (t - w) / (T - w)."""
+        """T / w until w, then 1 - (1 - f) s, s = (t - w) / (T - w)."""
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
         return 1.0 - (1.0 - self.floor) * _share(progress, self.warmup.value, total)

@@ -96,10 +96,10 @@ class Canvas:
     edges: tuple[float, ...]
     """(phases+1,) where each phase begins, and the last one ends."""
 
-    def places(self, index: int, tokens: Any) -> Any:
+    def places(self, index: int, tokens: np.ndarray | float) -> np.ndarray:
         """Where so many tokens of a phase are on the horizontal axis."""
         left, right = self.edges[index : index + 2]
-        return left + tokens / max(self.phases[index].tokens, 1.0) * (right - left)
+        return np.asarray(left + tokens / max(self.phases[index].tokens, 1.0) * (right - left))
 
 
 def blank(

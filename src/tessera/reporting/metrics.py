@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tessera.files import JsonObject
 from tessera.reporting.phase import Evaluation, Phase
 
 METRICS_FILE = "metrics.jsonl"
@@ -154,7 +155,7 @@ def _spikes(path: Path, last_step: float) -> list[str]:
     ]
 
 
-def _read_config(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
+def _read_config(path: Path, notes: list[str]) -> tuple[str, JsonObject]:
     if not path.is_file():
         notes.append(f"there is no {CONFIG_FILE}, so settings and wanted shares are not shown")
         return "", {}

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tessera.files import JsonObject
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -30,7 +32,7 @@ class Phase:
     columns: dict[str, np.ndarray]
     """Per number of a step record one value a step; a number in a section is `section.name`."""
     evaluations: list[Evaluation]
-    config: dict[str, Any]
+    config: JsonObject
     config_text: str
     notes: list[str]
     """What a reader should know about the record itself, one sentence each."""

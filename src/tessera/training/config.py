@@ -4,17 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from tessera.data.batch_schedule import check_world_size, world_problems
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.model.config import ModelConfig
-from tessera.optim.config import AdamW, Muon, StableAdamW
-from tessera.optim.schedules import (
-    Constant,
-    Cosine,
-    Linear,
-    OneMinusSqrt,
-    WarmupStableDecay,
-    problems,
-)
+from tessera.optim.config import OptimizerConfig, StableAdamW
+from tessera.optim.schedules import Schedule, WarmupStableDecay, problems
 from tessera.quantities import Duration
 
 
@@ -192,10 +186,8 @@ class RunConfig:
     """The folder of the tokenizer the data was prepared with."""
     train_data: DataConfig
     batch: BatchConfig
-    optimizer: StableAdamW | AdamW | Muon = field(default_factory=StableAdamW)
-    schedule: WarmupStableDecay | OneMinusSqrt | Constant | Cosine | Linear = field(
-        default_factory=WarmupStableDecay
-    )
+    optimizer: OptimizerConfig = field(default_factory=StableAdamW)
+    schedule: Schedule = field(default_factory=WarmupStableDecay)
     z_loss: float = 0.0
     """Adds this times log(sum(exp(logits)))**2 to a predicted token's loss, in training alone.
 
@@ -256,39 +248,21 @@ class RunConfig:
 
     def world_problems(self, world_size: int) -> list[str]:
         """What keeps this configuration from running on so many ranks; empty if nothing does."""
-        found = []
-        warmup = self.batch.warmup
-        rows = {"batch.rows": self.batch.rows}
-        if warmup is not None:
-            rows["batch.warmup.initial_rows"] = warmup.initial_rows
-            rows["batch.warmup.increment_rows"] = warmup.increment_rows
-        for key, value in rows.items():
-            if value % world_size:
-                below = value // world_size * world_size
-                near = f"{below} or {below + world_size}" if below else f"{world_size}"
-                found.append(
-                    f"{key}: {value} rows do not divide among {world_size} ranks; use {near}"
-                )
-        if self.train_data.lanes % world_size:
-            found.append(
-                f"train_data.lanes: {world_size} ranks do not divide {self.train_data.lanes} lanes"
-                "; use a number of ranks that does, or in a new phase other lanes"
-            )
-        elif workers := self.train_data.workers:
-            lanes = self.train_data.lanes // world_size
-            if lanes % workers:
-                found.append(
-                    f"train_data.workers: {workers} workers do not divide the {lanes} lanes of a "
-                    f"rank ({self.train_data.lanes} lanes, {world_size} ranks)"
-                )
-        return found
+        data = self.train_data
+        return world_problems(
+            self.batch, lanes=data.lanes, workers=data.workers, world_size=world_size
+        )
 
     def check_world(self, world_size: int) -> None:
-        """Raise ValueError with all `world_problems`, if there are any."""
-        found = self.world_problems(world_size)
-        if found:
-            head = f"{self.name} cannot run on {world_size} ranks:"
-            raise ValueError("\n  ".join([head, *found]))
+        """Raise ConfigError with all `world_problems`, if there are any."""
+        data = self.train_data
+        check_world_size(
+            self.batch,
+            lanes=data.lanes,
+            workers=data.workers,
+            world_size=world_size,
+            name=self.name,
+        )
 
     def _longer(self, key: str, over: Duration) -> list[str]:
         if over.unit == self.duration.unit and over.value > self.duration.value:

@@ -3,8 +3,8 @@
 import contextlib
 import sys
 import time
-from typing import Any
 
+from tessera.files import JsonObject
 from tessera.quantities import Duration, short_number, short_time
 from tessera.training import distributed
 from tessera.training.config import RunConfig
@@ -40,7 +40,7 @@ class ProgressLines:
         self._done = done
         self._recent: list[tuple[float, float]] = []
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: JsonObject) -> None:
         """A sink for records."""
         if record["kind"] == "evaluation":
             self._evaluation(record)
@@ -61,7 +61,7 @@ class ProgressLines:
             f"{short_time(max(0.0, total - done) / rate)} left"
         )
 
-    def _evaluation(self, record: dict[str, Any]) -> None:
+    def _evaluation(self, record: JsonObject) -> None:
         for source, score in record["sources"].items():
             loss = "not finite" if score["loss"] is None else f"{score['loss']:.4f}"
             say(

@@ -8,11 +8,14 @@ exchange is with itself. Imports torch only to exchange something.
 import os
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
 
-_host_group: Any = None
+_host_group: "ProcessGroup | None" = None
 
 
 def world_size() -> int:
@@ -70,15 +73,7 @@ def from_first(value: Value) -> Value:
     return values[0]
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    if world_size() > 1:
-        import torch.distributed as dist
-
-        dist.barrier(group=_host())
-
-
-def _host() -> Any:
+def _host() -> "ProcessGroup | None":
     """The group for objects: gloo's, made beside NCCL's where that is the default."""
     import torch.distributed as dist
 
@@ -86,5 +81,7 @@ def _host() -> Any:
     if dist.get_backend() == "gloo":
         return None
     if _host_group is None:
-        _host_group = dist.new_group(backend="gloo")
+        made = dist.new_group(backend="gloo")
+        assert not isinstance(made, int), "every rank is in it"
+        _host_group = made
     return _host_group

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.config import to_plain
+from tessera.files import JsonObject
 from tessera.training.config import RunConfig
 from tessera.training.console import ProgressLines, warn
 from tessera.training.shutdown import TrainingStopped
@@ -22,7 +23,7 @@ from tessera.training.shutdown import TrainingStopped
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
 
-Record = dict[str, Any]
+Record = JsonObject
 """A line of `metrics.jsonl`."""
 
 

@@ -7,10 +7,11 @@ imported only to read a checkpoint that exists.
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessera.data.config import SourceConfig
 from tessera.data.sources.source import open_source
+from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
@@ -205,7 +206,7 @@ def _read_again(path: str, checkpoint: "Checkpoint", config: RunConfig) -> list[
     ]
 
 
-def _same_documents(source: SourceConfig, before: dict[str, Any] | None) -> bool:
+def _same_documents(source: SourceConfig, before: JsonObject | None) -> bool:
     if before is None or not before.get("weight", 1.0):
         return False
     return all(before.get(key) == getattr(source, key) for key in ("local", "remote", "split"))

@@ -17,6 +17,7 @@ from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.formats.composer import read_record
 from tessera.checkpoints.safe_files import load_pickled_tensors
 from tessera.config import to_plain, with_defaults
+from tessera.files import JsonObject
 from tessera.optim.optimizers import settings
 from tessera.quantities import Duration
 from tessera.training import run_folder
@@ -35,11 +36,11 @@ class Saved:
     """A whole checkpoint of this phase, read."""
 
     path: Path
-    state: dict[str, Any]
+    state: JsonObject
     """Composer's."""
-    run_config: dict[str, Any]
-    progress: dict[str, Any]
-    data: dict[str, Any]
+    run_config: JsonObject
+    progress: JsonObject
+    data: JsonObject
 
     def done(self, duration: Duration) -> bool:
         """Whether the phase was complete."""
@@ -180,8 +181,8 @@ def start(
 def load_moments(
     state: "State",
     name: str | None,
-    moments: dict[str, dict[str, Any]],
-    groups: list[dict[str, Any]],
+    moments: dict[str, JsonObject],
+    groups: list[JsonObject],
 ) -> str:
     """Give the optimizer another's moments and count of steps, and nothing else of it.
 
@@ -223,9 +224,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def _continued(
-    group: dict[str, Any], names: Mapping[Any, str], steps: dict[str, Any]
-) -> dict[str, Any]:
+def _continued(group: JsonObject, names: Mapping[Any, str], steps: JsonObject) -> JsonObject:
     """A parameter group by names, its count of steps that of the checkpoint."""
     found = {**group, "params": [names[p] for p in group["params"]]}
     step = next((steps[p] for p in found["params"] if steps.get(p) is not None), None)

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tessera.config import mistake
 from tessera.training import distributed
@@ -56,6 +56,9 @@ class TrainingStopped(RuntimeError):
 # ---- being asked to stop
 
 
+_Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None
+
+
 class StopRequest:
     """Whether, and by which signal, this process was asked to stop."""
 
@@ -74,7 +77,7 @@ class StopRequest:
         """Called from the handler at the first signal of training."""
         self._run_folder = run_folder
         self._since = 0.0
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, _Handler] = {}
 
     def install(self) -> None:
         """Handle the signals; once more after Composer's import, which leaves handlers too."""

@@ -11,6 +11,7 @@ from typing import Any
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, check_weights
 from tessera.checkpoints.formats.composer import optimizer_state, progress_of
 from tessera.checkpoints.formats.huggingface_config import build_config
+from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.tokenizer import TOKENIZER_FILES
 
@@ -58,7 +59,7 @@ def rename(name: str) -> str:
     return name
 
 
-def is_flexbert(state: dict[str, Any]) -> bool:
+def is_flexbert(state: JsonObject) -> bool:
     """Whether a Composer checkpoint's `state` is of a FlexBERT model."""
     names = state.get("model")
     return isinstance(names, dict) and any(
@@ -67,7 +68,7 @@ def is_flexbert(state: dict[str, Any]) -> bool:
 
 
 def read_state(
-    path: Path, state: dict[str, Any], model_config: ModelConfig | None = None
+    path: Path, state: JsonObject, model_config: ModelConfig | None = None
 ) -> Checkpoint:
     """Read the `state` of a FlexBERT checkpoint.
 
@@ -106,7 +107,7 @@ def read_state(
     )
 
 
-def read_config(where: object, content: dict[str, Any]) -> ModelConfig:
+def read_config(where: object, content: JsonObject) -> ModelConfig:
     """Our configuration of the FlexBERT configuration that a checkpoint embeds.
 
     Raises:
@@ -163,7 +164,7 @@ def read_config(where: object, content: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def _tokenizer_files(stored: dict[str, Any]) -> dict[str, str] | None:
+def _tokenizer_files(stored: JsonObject) -> dict[str, str] | None:
     files = {}
     for name in TOKENIZER_FILES:
         content = _dict(stored.get(name)).get("content")
@@ -177,5 +178,5 @@ def _trained_length(config: ModelConfig) -> int:
     return 8192 if config.global_rope_theta > 10_000 else 1024
 
 
-def _dict(value: object) -> dict[str, Any]:
+def _dict(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}

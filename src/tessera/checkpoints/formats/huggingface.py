@@ -13,6 +13,7 @@ from tessera.checkpoints.safe_files import (
     load_safetensors,
     load_text,
 )
+from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.tokenizer import TOKENIZER_FILES
 
@@ -82,7 +83,7 @@ def _read_shards(index_path: Path, load: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _with_own_fields(where: Path, config: ModelConfig, own: dict[str, Any]) -> ModelConfig:
+def _with_own_fields(where: Path, config: ModelConfig, own: JsonObject) -> ModelConfig:
     extra = own.get("model_config")
     if not isinstance(extra, dict):
         return config

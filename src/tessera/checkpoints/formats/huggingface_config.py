@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from tessera.checkpoints.checkpoint import CheckpointError
+from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 
 _REQUIRED = (
@@ -37,7 +38,7 @@ LARGEST_SIZE = 2**28
 """No size in a configuration is larger; the product of any two still counts in 64 bits."""
 
 
-def read_config(where: object, config: dict[str, Any]) -> ModelConfig:
+def read_config(where: object, config: JsonObject) -> ModelConfig:
     """Our configuration of a config.json, in the spelling of transformers 4 or 5.
 
     Raises:
@@ -75,14 +76,14 @@ def read_config(where: object, config: dict[str, Any]) -> ModelConfig:
     )
 
 
-def build_config(where: object, fields: dict[str, Any]) -> ModelConfig:
+def build_config(where: object, fields: JsonObject) -> ModelConfig:
     """A ModelConfig of numbers that a file gave, each checked to be what it should be.
 
     Raises:
         CheckpointError: naming the file and the field.
     """
     defaults = ModelConfig()
-    checked: dict[str, Any] = {}
+    checked: JsonObject = {}
     for key, value in fields.items():
         wanted = type(getattr(defaults, key))
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -101,7 +102,7 @@ def build_config(where: object, fields: dict[str, Any]) -> ModelConfig:
         raise CheckpointError(f"{where}: {error}") from error
 
 
-def _thetas(where: object, config: dict[str, Any]) -> tuple[Any, Any]:
+def _thetas(where: object, config: JsonObject) -> tuple[Any, Any]:
     """Bases of the rotary wavelengths, of global and of local layers."""
     global_theta = config.get("global_rope_theta", 160_000.0)
     local_theta = config.get("local_rope_theta", 10_000.0)
@@ -135,7 +136,7 @@ def _thetas(where: object, config: dict[str, Any]) -> tuple[Any, Any]:
     return thetas[0], thetas[1]
 
 
-def _global_every(where: object, config: dict[str, Any]) -> Any:
+def _global_every(where: object, config: JsonObject) -> Any:
     """Every how many layers attention is global, from the number or from the list of layers."""
     every = config.get("global_attn_every_n_layers", 3)
     kinds = config.get("layer_types")
@@ -167,7 +168,7 @@ def layer_types(layers: int, every: object) -> list[str] | None:
 
 def write_config(
     config: ModelConfig, *, ids: dict[str, int], max_seq_len: int, transformers_version: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """A config.json that transformers 4 and 5 read alike.
 
     Args:

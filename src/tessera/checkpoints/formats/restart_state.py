@@ -18,7 +18,7 @@ from tessera.checkpoints.formats.composer import optimizer_state
 from tessera.checkpoints.formats.huggingface import read_folder
 from tessera.checkpoints.formats.huggingface_config import build_config
 from tessera.checkpoints.safe_files import load_json, load_safetensors, sha256
-from tessera.files import as_json
+from tessera.files import JsonObject, as_json
 
 FORMAT = "tessera-restart"
 FOLDER = "restart"
@@ -42,7 +42,7 @@ def is_release(folder: Path) -> bool:
     return (folder / STATE).is_file()
 
 
-def write(checkpoint: Checkpoint, folder: Path, *, source: dict[str, Any]) -> None:
+def write(checkpoint: Checkpoint, folder: Path, *, source: JsonObject) -> None:
     """Add the restart state to a folder that already holds the exported model.
 
     Args:
@@ -52,7 +52,7 @@ def write(checkpoint: Checkpoint, folder: Path, *, source: dict[str, Any]) -> No
     """
     (folder / FOLDER).mkdir()
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
+    plain: dict[str, JsonObject] = {}
     for name, moment in (checkpoint.optimizer or {}).items():
         for kind, value in moment.items():
             if isinstance(value, Tensor):
@@ -116,8 +116,8 @@ def read(folder: Path) -> Checkpoint:
     )
 
 
-def _moments(folder: Path, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    moments: dict[str, dict[str, Any]] = {}
+def _moments(folder: Path, state: JsonObject) -> dict[str, JsonObject]:
+    moments: dict[str, JsonObject] = {}
     for name, values in _object(folder / STATE, state, "parameter_settings").items():
         if not isinstance(values, dict):
             raise CheckpointError(f"{folder / STATE}: parameter_settings of {name} is damaged")
@@ -128,7 +128,7 @@ def _moments(folder: Path, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return moments
 
 
-def _object(path: Path, state: dict[str, Any], key: str) -> dict[str, Any]:
+def _object(path: Path, state: JsonObject, key: str) -> JsonObject:
     value = state.get(key)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {key} is missing or damaged")

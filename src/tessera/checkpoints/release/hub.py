@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tessera.checkpoints.checkpoint import CheckpointError
 from tessera.checkpoints.safe_files import one_line
+from tessera.retry import persistently
 
 PUSHED = "SHA256SUMS"
 """The digests of a revision; on the Hub with the same content, the revision is there whole."""
@@ -50,33 +50,40 @@ def push(
     api = huggingface_hub.HfApi()
     done: list[str] = []
 
-    def persistently(what: str, request: Callable[[], Any]) -> Any:
-        for attempt in range(1, attempts + 1):
-            try:
-                return request()
-            except Exception as error:  # requests, httpx and the Hub have no base class in common
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                if attempt == attempts or status in _FINAL_STATUS:
-                    raise CheckpointError(
-                        f"{repository}: could not {what} ({one_line(error)}). {len(done)} of "
-                        f"{len(revisions)} revisions are pushed; the same command continues"
-                    ) from error
-                pause = first_pause_seconds * 2 ** (attempt - 1)
-                _log.warning("could not %s; again in %.0f s: %s", what, pause, one_line(error))
-                time.sleep(pause)
+    def request(what: str, work: Callable[[], object]) -> None:
+        def warn(attempt: int, seconds: float, error: Exception) -> None:
+            _log.warning("could not %s; again in %.0f s: %s", what, seconds, one_line(error))
 
-    persistently("create it", lambda: api.create_repo(repository, exist_ok=True))
+        try:
+            persistently(
+                work,
+                attempts=attempts,
+                first_pause_seconds=first_pause_seconds,
+                is_final=_is_refusal,
+                before_pause=warn,
+            )
+        except Exception as error:  # requests, httpx and the Hub have no base class in common
+            raise CheckpointError(
+                f"{repository}: could not {what} ({one_line(error)}). {len(done)} of "
+                f"{len(revisions)} revisions are pushed; the same command continues"
+            ) from error
+
+    request("create it", lambda: api.create_repo(repository, exist_ok=True))
     for name in revisions:
         folder = out / name
         if not _is_pushed(api, repository, name, folder):
             branch = partial(api.create_branch, repository, branch=name, exist_ok=True)
-            persistently(f"make the branch {name}", branch)
-            persistently(f"push {name}", partial(_commit, api, repository, folder, name))
+            request(f"make the branch {name}", branch)
+            request(f"push {name}", partial(_commit, api, repository, folder, name))
         done.append(name)
         _log.info("%s: %s is pushed", repository, name)
     if revisions:
         newest = out / revisions[-1]
-        persistently("push the index", partial(_commit_index, api, repository, out, newest))
+        request("push the index", partial(_commit_index, api, repository, out, newest))
+
+
+def _is_refusal(error: Exception) -> bool:
+    return getattr(getattr(error, "response", None), "status_code", None) in _FINAL_STATUS
 
 
 def _commit(api: Any, repository: str, folder: Path, name: str) -> None:

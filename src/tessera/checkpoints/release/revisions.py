@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from tessera.checkpoints.checkpoint import CheckpointError
 from tessera.checkpoints.exporter import verify, write_folder
@@ -19,7 +18,7 @@ from tessera.checkpoints.formats import restart_state
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.release import hub, model_card
 from tessera.checkpoints.safe_files import load_json, sha256
-from tessera.files import as_json, write_whole
+from tessera.files import JsonObject, as_json, write_whole
 from tessera.tokenizer import special_tokens
 
 INDEX = "index.json"
@@ -84,7 +83,7 @@ def _release_one(
     run_folder: Path,
     path: Path,
     out: Path,
-    source: dict[str, Any],
+    source: JsonObject,
     *,
     repository: str | None,
     license: str | None,
@@ -156,16 +155,16 @@ def _only_leftovers(out: Path) -> bool:
     return all(path.name.startswith(".") and ".releasing-" in path.name for path in out.iterdir())
 
 
-def _entries(out: Path) -> list[dict[str, Any]]:
+def _entries(out: Path) -> list[JsonObject]:
     """The finished revisions in `out`: in the order of their phases' names, then of steps."""
     paths = out.glob("*/revision.json") if out.is_dir() else ()
     entries = [load_json(path) for path in paths if not path.parent.name.startswith(".")]
     return sorted(entries, key=lambda entry: (entry["revision"].rsplit("-step")[0], entry["steps"]))
 
 
-def _scores(metrics: Path, steps: int) -> dict[str, dict[str, Any]]:
+def _scores(metrics: Path, steps: int) -> dict[str, JsonObject]:
     """Validation scores by source, if there was an evaluation after this very step."""
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, JsonObject] = {}
     if not metrics.is_file():
         return scores
     for line in metrics.read_text(encoding="utf-8").splitlines():

@@ -3,11 +3,11 @@
 import ast
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from tessera.data.config import MAY_CHANGE, DataConfig, MaskingConfig, SourceConfig
 from tessera.data.pipeline.pieces import PieceId
 from tessera.data.pipeline.streams import Cursor, Reader
+from tessera.files import JsonObject
 from tessera.tokenizer import Tokenizer
 
 Fingerprint = dict[str, str]
@@ -55,7 +55,7 @@ class LaneState:
     waiting: tuple[PieceId, ...] = ()
     """From the oldest to the newest."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain lists; documents are counted from the one before, so that numbers stay short."""
         last = [0] * len(self.cursors)
         waiting = []
@@ -70,7 +70,7 @@ class LaneState:
         }
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> "LaneState":
+    def from_json(cls, plain: JsonObject) -> "LaneState":
         """The inverse of `to_json`."""
         last = [0] * len(plain["cursors"])
         waiting = []
@@ -95,7 +95,7 @@ class LoaderState:
     """The names that the lanes' states number."""
     lanes: dict[int, LaneState] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values that `json.dumps` takes."""
         return {
             "fingerprint": dict(self.fingerprint),
@@ -116,7 +116,7 @@ class LoaderState:
         }
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> "LoaderState":
+    def from_json(cls, plain: JsonObject) -> "LoaderState":
         """The inverse of `to_json`."""
         return cls(
             fingerprint=_by_named_values(plain["fingerprint"]),

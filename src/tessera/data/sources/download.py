@@ -9,17 +9,18 @@ import logging
 import os
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from tessera.data.sources.locks import CacheError
 from tessera.data.sources.mds_shard import ShardEntry
+from tessera.files import JsonObject
+from tessera.retry import persistently
 
 log = logging.getLogger(__name__)
 
 _DOWNLOAD_TIMEOUT_SECONDS = 300.0
-_FIRST_PAUSE_SECONDS = 0.5
+_FIRST_PAUSE_SECONDS = 1.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,25 +59,33 @@ class Remote:
         stream = self._stream(shard)
         stream.local = str(staging)
         reader = reader_from_json(str(staging), None, _streaming_entry(shard))
-        for attempt in range(1, self._attempts + 1):
+
+        def fetch() -> None:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            try:
-                stream.prepare_shard(reader)
-                return staging / shard.raw.basename
-            except Exception as error:  # each kind of remote raises its own
-                if attempt == self._attempts or getattr(error, "errno", None) in _NO_SPACE:
-                    raise self._explained(error, shard, staging) from error
-                log.warning(
-                    "source '%s': attempt %d to fetch %s from %s failed: %s",
-                    *(self._source, attempt, shard.raw.basename, self._url, error),
-                )
-                time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
-        raise AssertionError("unreachable")
+            stream.prepare_shard(reader)
+
+        def warn(attempt: int, seconds: float, error: Exception) -> None:
+            log.warning(
+                "source '%s': attempt %d to fetch %s from %s failed: %s",
+                *(self._source, attempt, shard.raw.basename, self._url, error),
+            )
+
+        try:
+            persistently(
+                fetch,
+                attempts=self._attempts,
+                first_pause_seconds=_FIRST_PAUSE_SECONDS,
+                is_final=_is_full_disk,
+                before_pause=warn,
+            )
+        except Exception as error:  # each kind of remote raises its own
+            raise self._explained(error, shard, staging) from error
+        return staging / shard.raw.basename
 
     def _explained(self, error: Exception, shard: ShardEntry, staging: Path) -> ValueError:
         """Whose fault it is: the shard's if it is missing, or arrived and was not right."""
-        if getattr(error, "errno", None) in _NO_SPACE:
+        if _is_full_disk(error):
             return CacheError(
                 f"source '{self._source}': no space left for {self._folder}; free some, or set or "
                 "lower cache_limit"
@@ -119,23 +128,25 @@ def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> by
     from streaming.base.storage.download import CloudDownloader
 
     file = staging / name
-    for attempt in range(1, attempts + 1):
+
+    def fetch() -> bytes:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
             path = os.path.join(remote, name)
             CloudDownloader.direct_download(path, str(file), _DOWNLOAD_TIMEOUT_SECONDS)
             return file.read_bytes()
-        except Exception:
-            if attempt == attempts:
-                raise
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    raise AssertionError("unreachable")
+
+    return persistently(fetch, attempts=attempts, first_pause_seconds=_FIRST_PAUSE_SECONDS)
 
 
-def _streaming_entry(shard: ShardEntry) -> dict[str, Any]:
+def _is_full_disk(error: Exception) -> bool:
+    return getattr(error, "errno", None) in _NO_SPACE
+
+
+def _streaming_entry(shard: ShardEntry) -> JsonObject:
     """The entry of the index as Streaming's reader wants it."""
     return {
         "version": 2,

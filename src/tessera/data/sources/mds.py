@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from tessera.data.sources.mds_shard import (
     parse_index,
 )
 from tessera.data.sources.source import BadShard
-from tessera.files import write_whole
+from tessera.files import JsonObject, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +286,7 @@ class MdsDocuments:
         else:
             write_whole(self.folder / SUMMARY, content)
 
-    def _read_summary(self) -> dict[str, Any]:
+    def _read_summary(self) -> JsonObject:
         path = self.folder / SUMMARY
         if not path.is_file():
             return {}

@@ -11,11 +11,12 @@ import mmap
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
+from tessera.files import JsonObject
 from tessera.tokenizer import token_dtype
 
 INDEX = "index.json"
@@ -110,7 +111,7 @@ def parse_index(text: str | bytes, where: str) -> Index:
     return Index(shards)
 
 
-def _parse_entry(entry: dict[str, Any], layouts: dict[Layout, Layout]) -> ShardEntry:
+def _parse_entry(entry: JsonObject, layouts: dict[Layout, Layout]) -> ShardEntry:
     if entry["format"] != "mds":
         raise ValueError(f"format '{entry['format']}' is not supported, only 'mds'")
     names, encodings = tuple(entry["column_names"]), tuple(entry["column_encodings"])

@@ -9,11 +9,12 @@ with `open_source`.
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from tessera.data.config import FORMATS, SourceConfig
+from tessera.files import JsonObject
 from tessera.tokenizer import Tokenizer
 
 
@@ -26,7 +27,7 @@ class Documents(Protocol):
     """(shards,) int64: size of each shard on disk when it can be read."""
     index_fingerprint: str
     """Identifies the documents and their order: a run resumes only on the same."""
-    summary: dict[str, Any]
+    summary: JsonObject
     """What preparation wrote beside the documents (`tessera.json`), or {} if nothing did."""
 
     @property

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -16,7 +15,7 @@ from composer.loggers import Logger
 
 from tessera.config import to_plain
 from tessera.data.loader import Loader, merge_states
-from tessera.files import write_whole
+from tessera.files import JsonObject, write_whole
 from tessera.optim.schedules import decay_begins
 from tessera.tokenizer import Tokenizer
 from tessera.training import distributed, run_folder
@@ -48,10 +47,10 @@ class RunRecord(Callback):
         self.loader = loader
         self.train_step = train_step
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """JSON texts by name. Every rank calls this: each knows its own lanes alone."""
         batch = self.train_step.batch
-        data: dict[str, Any] = {}
+        data: JsonObject = {}
         if batch is not None:
             data = merge_states(distributed.gather(self.loader.state_after(batch))).to_json()
         group = max(self.train_step.optimizer.param_groups, key=lambda g: g["weight_decay"])
@@ -134,7 +133,7 @@ class Checkpointer(Callback):
             )
         warn(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 
-    def _write(self, contents: dict[str, Any], pin: bool) -> None:
+    def _write(self, contents: JsonObject, pin: bool) -> None:
         folder, step = Path(self.config.run_folder), self.train_step.clock.steps
         path = run_folder.checkpoint_path(folder, step)
         if pin:  # first: a run killed after the next line would not come here again

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -12,6 +11,7 @@ from composer.loggers import Logger
 from torch import Tensor
 
 from tessera.batch import PackedBatch
+from tessera.files import JsonObject
 from tessera.training import distributed
 from tessera.training.callbacks.progress import Marks, finite_or_none
 from tessera.training.callbacks.train_step import TrainStep
@@ -63,7 +63,7 @@ class Evaluator(Callback):
             self.sinks(record)
 
     @torch.no_grad()
-    def evaluate(self, state: State) -> dict[str, Any]:
+    def evaluate(self, state: State) -> JsonObject:
         """A record of every source's loss and accuracy, over all ranks."""
         was_training = self.model.training
         self.model.eval()
@@ -77,7 +77,7 @@ class Evaluator(Callback):
             "sources": found,
         }
 
-    def _score(self, state: State, batches: Iterable[PackedBatch]) -> dict[str, Any]:
+    def _score(self, state: State, batches: Iterable[PackedBatch]) -> JsonObject:
         own = list(batches)
         extra = _idle_turns(own) if state.fsdp_enabled else []
         sums = [self._forward(state, batch) for batch in [*own, *extra]][: len(own)]

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import numpy as np
 import torch
 
 from tessera.batch import RankBatch
 from tessera.data.digest import batch_digest, digest_sum
+from tessera.files import JsonObject
 from tessera.quantities import COUNTED, Duration, Unit
 
 
@@ -25,7 +25,7 @@ class Clock:
     """Of `tokens`, those of each source."""
 
     @classmethod
-    def from_progress(cls, progress: dict[str, Any]) -> "Clock":
+    def from_progress(cls, progress: JsonObject) -> "Clock":
         """The clock that a checkpoint's `progress` holds, among other things."""
         return cls(**{f.name: progress[f.name] for f in fields(cls) if f.name in progress})
 

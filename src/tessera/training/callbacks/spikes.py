@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tessera.batch import PackedBatch, RankBatch
+from tessera.files import JsonObject
 from tessera.training.callbacks.progress import Step, finite_or_none
 from tessera.training.config import SpikeConfig
 from tessera.training.mlm import MaskedLanguageModel
@@ -86,12 +87,12 @@ class SpikeGuard:
             return Verdict(why="spike", action=self.config.action, usual=usual, limit=limit)
         return None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """For the checkpoint: JSON-able, exact."""
         return {"losses": list(self.losses), "skipped_in_row": self.skipped_in_row}
 
     @classmethod
-    def from_progress(cls, config: SpikeConfig, progress: dict[str, Any]) -> "SpikeGuard":
+    def from_progress(cls, config: SpikeConfig, progress: JsonObject) -> "SpikeGuard":
         """Continue from the `state()` that a checkpoint's `progress` holds, if it holds one."""
         state = progress.get("spikes", {})
         return cls(config, deque(state.get("losses", ())), state.get("skipped_in_row", 0))
@@ -152,7 +153,7 @@ def _by_segment(model: MaskedLanguageModel, batch: PackedBatch) -> tuple[Tensor,
     return sums, torch.bincount(owner, minlength=sums.numel())
 
 
-def summary(found: Sequence[Suspect]) -> dict[str, Any]:
+def summary(found: Sequence[Suspect]) -> JsonObject:
     """For the record of a spike: the loss of each source, and the first documents to look at."""
     parts: dict[str, list[Suspect]] = defaultdict(list)
     for suspect in found:
@@ -196,7 +197,7 @@ def record_spike(
     verdict: Verdict,
     microbatch_losses: Sequence[tuple[Sequence[int], float]],
     found: Sequence[Suspect],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write down what was seen: a line of `spikes.jsonl`.
 
     Args:
