@@ -35,7 +35,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """A loaded tokenizer."""
+    """A loaded tokenizer, and what pretraining must know of it."""
 
     name: str
     """The folder or Hugging Face id it was loaded from."""

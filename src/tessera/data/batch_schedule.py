@@ -108,6 +108,10 @@ def data_rank(rank: int, local_world_size: int, world_size: int) -> int:
     With it, `canonical_nodes` equal to the number of nodes (or a multiple) gives each node lanes of
     its own groups of shards. Ranks of a node are assumed consecutive, as launchers number them.
     """
+    # Lane k reads the shards of group k % canonical_nodes, and data rank d hosts the lanes with
+    # k % world_size == d. With 2 nodes of 4 ranks, numbering them 0 2 4 6 and 1 3 5 7 gives the
+    # first node all even lanes, hence group 0, and the second all odd ones: each node downloads
+    # half of the corpus. Numbered 0 1 2 3 and 4 5 6 7, both would read all of it.
     if world_size % local_world_size:
         return rank  # nodes of unequal size: any numbering serves, locality is lost
     nodes = world_size // local_world_size

@@ -147,6 +147,10 @@ class Loader:
             The step; the rows of all global batches before it; the rows of its global batch; those
             that are this rank's.
         """
+        # Slots are turns of lanes, numbered from the beginning of the run: slot s is a turn of lane
+        # s % lanes. Global batches take slots in order, and this rank those with s % world_size
+        # equal to its number; after `start.rows` rows its next one is the first such slot from
+        # there on. With workers, worker w takes every W-th of these.
         start, world_size = self.start, self._world_size
         first_slot = start.rows + (self._rank - start.rows) % world_size
         slots = {"first_slot": first_slot, "stride": world_size}

@@ -127,6 +127,8 @@ def _decay(group: dict[str, Any]) -> float:
     return group["weight_decay"] * group["lr"]
 
 
+# Composer offers no way to leave out an optimizer's step once gradients are there, and setting
+# gradients to None would still count the step. So the step itself is replaced on this one object.
 def make_skippable(optimizer: Optimizer, skip: Callable[[], bool]) -> None:
     """Make `optimizer.step` change nothing, not even its count, whenever `skip()` is true.
 

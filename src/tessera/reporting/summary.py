@@ -108,7 +108,7 @@ def number(value: float, form: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """One, two and three."""
+    """The items in one phrase: 'one, two and three'."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 

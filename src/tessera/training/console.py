@@ -11,7 +11,7 @@ from tessera.training.config import RunConfig
 
 
 def say(text: str) -> None:
-    """A line for people."""
+    """Print a line for people, on rank 0 alone."""
     if distributed.rank() == 0:
         with contextlib.suppress(OSError):  # nobody is listening any more; training goes on
             print(text, flush=True)
@@ -41,7 +41,7 @@ class ProgressLines:
         self._recent: list[tuple[float, float]] = []
 
     def __call__(self, record: JsonObject) -> None:
-        """A sink for records."""
+        """Print a line about a record of `metrics.jsonl`, if it is time for one."""
         if record["kind"] == "evaluation":
             self._evaluation(record)
             return
@@ -71,7 +71,7 @@ class ProgressLines:
 
 
 def warn(text: str) -> None:
-    """A line for people that is not to be missed."""
+    """Print a warning to standard error, on rank 0 alone."""
     if distributed.rank() == 0:
         with contextlib.suppress(OSError):
             print(f"tessera: warning: {text}", file=sys.stderr, flush=True)

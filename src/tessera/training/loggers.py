@@ -132,11 +132,11 @@ class Logger:
         self._working = True
 
     def __call__(self, record: Record) -> None:
-        """Log a record."""
+        """Log a record, unless this logger has given up."""
         self._try(lambda: self._log(record))
 
     def close(self) -> None:
-        """Finish."""
+        """Send what is left, and end."""
         self._try(self._close)
 
     def _try(self, work: Callable[[], None]) -> None:

@@ -25,7 +25,9 @@ class MaskedLanguageModel(ComposerModel):
 
     Composer multiplies a microbatch's loss by its share of what `train_data_spec` reports as
     loss-generating tokens, averaged over ranks; DDP then averages over ranks. With the mean over
-    the microbatch's masked tokens here, that makes the gradient of sum / count over all of them.
+    the microbatch's masked tokens here, that makes the gradient of sum / count over all of them:
+    with s_i the loss's sum over the m_i masked tokens of microbatch i, of W ranks together,
+    (1/W) sum_i (s_i / m_i) * m_i / (M / W) = sum_i s_i / M, where M = sum_i m_i.
     """
 
     def __init__(self, encoder: ModernBertForMaskedLM, seed: int) -> None:

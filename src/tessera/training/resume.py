@@ -37,7 +37,7 @@ class Saved:
 
     path: Path
     state: JsonObject
-    """Composer's."""
+    """Composer's state: weights, moments, timestamp."""
     run_config: JsonObject
     progress: JsonObject
     data: JsonObject

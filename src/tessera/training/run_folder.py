@@ -56,7 +56,8 @@ def lock(folder: Path) -> Lock:
     begin = time.monotonic()
     while True:
         try:
-            # A POSIX lock, because forked loader workers must not inherit it.
+            # A POSIX lock belongs to the process: unlike a flock it is not inherited by a fork,
+            # which could hold it after this process has gone.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:

@@ -13,7 +13,9 @@ from tessera.data.config import MaskingConfig
 from tessera.data.randomness import Draws
 from tessera.tokenizer import Tokenizer, token_dtype
 
-_SCALE = 1 << 16  # one 16-bit draw a token decides everything but the replacement
+# One 16-bit draw a token decides whether it is chosen and what becomes of it: the generator gives
+# 64 bits at a time, enough for four tokens.
+_SCALE = 1 << 16
 _MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
 _RATE_STEPS = 32
 
@@ -103,10 +105,14 @@ def mask(
     else:
         fates = fates.take(positions)
 
+    # A chosen token's fate is a number below `chosen`. Of that range the first 80 % become [MASK],
+    # the next 10 % a random token, the rest stay. Subtracting the first bound from the unsigned
+    # numbers makes those below it wrap around to the top, so that one more comparison finds the
+    # middle range alone; two comparisons and an "and" would take a pass over the tokens more.
     seen = labels.copy()
     masked_below = np.uint16(round(_MASKED * chosen))
     np.putmask(seen, fates < masked_below, vocabulary.mask_id)
-    fates -= masked_below  # those below wrap around, to above all others
+    fates -= masked_below
     replaced = (fates < round(_MASKED_OR_REPLACED * chosen) - masked_below).nonzero()[0]
     seen[replaced] = vocabulary.replacements.take(
         _below(draws, len(vocabulary.replacements), len(replaced))

@@ -20,6 +20,8 @@ def furthest_behind(shares: Sequence[int], drawn: Sequence[int]) -> int:
     """The source whose tokens are most below its share of all the tokens drawn so far."""
     if len(shares) == 1:
         return 0
+    # Shares and tokens are integers, so that the comparison is exact whatever the machine: a source
+    # is behind by share / whole * total - tokens, here multiplied by `whole`.
     total, whole = sum(drawn), sum(shares)
     behind = [share * total - whole * tokens for share, tokens in zip(shares, drawn, strict=True)]
     return behind.index(max(behind))

@@ -138,6 +138,9 @@ class Order:
         spans = layout.spans[span]
         return spans.shards, spans.firsts + within - layout.starts[span]
 
+    # A block's documents are not shuffled as a list: each position is sent through a permutation
+    # that is computed for it alone (`randomness.permuted`), so that any position can be looked up
+    # at once after a restart, and two billion documents cost no memory.
     def _shuffled(self, layout: Layout, epoch: int, within: np.ndarray) -> np.ndarray:
         edges = layout.starts[layout.blocks]
         blocks = np.searchsorted(edges, within, "right") - 1

@@ -78,7 +78,7 @@ class Stream(NamedTuple):
     """The documents of one source that one lane reads: every `stride`-th position of an order."""
 
     number: int
-    """Of the source."""
+    """Of the source, among those with a weight."""
     reader: Reader
     order: Order
     offset: int
@@ -86,7 +86,7 @@ class Stream(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The source's."""
+        """The source's name."""
         return self.reader.name
 
     def positions(self, documents: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -161,6 +161,10 @@ def read_again(
         waiting: Each lane's streams, and the ids of its pieces.
         cut: How documents become pieces.
     """
+    # A checkpoint names the pieces that waited but does not hold their tokens, so they are read
+    # again. Thousands of pieces of all lanes lie scattered over a few shards. Sorted by shard they
+    # are read in one sweep; lane by lane, a cache that holds only some of the shards would fetch
+    # each of them once for every lane.
     places = []
     for lane, (streams, ids) in waiting.items():
         for stream in streams:
@@ -180,7 +184,7 @@ def read_again(
     found: dict[int, list[Piece | None]] = {
         lane: [None] * len(ids) for lane, (_, ids) in waiting.items()
     }
-    read: tuple[int, int, int] | None = None
+    read: tuple[int, int, int] | None = None  # several pieces of one document are read once
     for number, shard, sample, lane, n in places:
         piece = waiting[lane][1][n]
         if read != (number, shard, sample):

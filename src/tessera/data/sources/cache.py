@@ -180,6 +180,12 @@ class ShardCache:
         os.replace(staged, self.path(number))
         return file
 
+    # How several processes share a limit without one that governs them: whoever fetches holds one
+    # of 32 slot locks, and writes into that lock's file how many bytes are coming and under which
+    # name. Under the lock "room", a process adds up what lies in the folder and what the notes of
+    # the other slots announce, and evicts until its own shard fits too; only then does it write its
+    # own note. A process that is killed drops its slot's lock, which the next one to look notices:
+    # a note whose lock is free announces nothing, and what was staged for it is removed.
     @contextmanager
     def _reserved(self, number: int, lock: int, *, patient: bool) -> Iterator[bool]:
         """Hold room for a shard in its slot, whose lock the caller has; yields whether there is.

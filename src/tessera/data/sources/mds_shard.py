@@ -167,6 +167,9 @@ class Shard:
         if verify and (problem := file_problem(self._map, entry.raw)):
             raise ValueError(problem)
         self._bytes = np.frombuffer(self._map, np.uint8)
+        # Sizes of columns stand as uint32 at any byte, not only at multiples of four. This view has
+        # one word beginning at every byte, overlapping its neighbours, so that numpy can gather all
+        # of a shard's sizes by their byte offsets in one step.
         self._words = np.ndarray((max(size - 3, 0),), "<u4", buffer=self._map, strides=(1,))
         if size < 4 * (self.samples + 2) or self._words[0] != self.samples:
             raise ValueError(f"its header does not count the {self.samples} documents of the index")

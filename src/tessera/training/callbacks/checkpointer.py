@@ -114,6 +114,9 @@ class Checkpointer(Callback):
             self._save(state, pin=pin, must=must)
 
     def _save(self, state: State, *, pin: bool, must: bool) -> None:
+        # "rng" is empty on purpose: nothing here draws from torch's generators; masks and dropout
+        # are functions of row numbers. Every rank takes part in making the state, since each knows
+        # its own lanes alone, and rank 0 writes it.
         contents = {"state": state.state_dict(), "rng": []}
         problem = None
         if distributed.rank() == 0:

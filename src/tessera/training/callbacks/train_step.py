@@ -51,10 +51,11 @@ class TrainStep(Callback):
     peak_flops: float = 0.0
     """Of one device; 0 if unknown."""
     step: Step | None = None
-    """The newest."""
+    """The one that is being done, or was done last."""
     batch: RankBatch | None = None
-    """This rank's share of it."""
+    """What this rank trains on in it."""
     skipped: str | None = None
+    """Why this step is not to change the weights; None if it is to."""
 
     def __post_init__(self) -> None:
         make_skippable(self.optimizer, self.is_skipped)
@@ -88,7 +89,8 @@ class TrainStep(Callback):
         assert self.batch is not None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         losses = torch.stack(self.model.losses).double()
-        # One transfer from the device; the step needs the answer, so there is no hiding it.
+        # One transfer from the device for all the numbers. The decision whether this step may touch
+        # the weights needs them, so the host has to wait for the device here.
         *each, norm = torch.cat([losses, _norm(gradients).double().reshape(1)]).tolist()
         share = share_of(
             self.batch,
