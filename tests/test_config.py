@@ -220,3 +220,17 @@ def test_durations_are_read_in_every_spelling(text):
 def test_durations_without_a_known_unit_or_a_whole_number_are_refused(text):
     with pytest.raises(ValueError, match="tok|whole number"):
         Duration.parse(text)
+
+
+def test_an_override_by_another_name_replaces_the_section(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("folder: x\nschedule: {name: warmup, over: 5tok}\n")
+    assert load(Run, path, ["schedule={name: constant}"]).schedule == Constant()
+    assert load(Run, path, ["schedule.over=6tok"]).schedule.over.value == 6
+
+
+def test_a_key_is_not_suggested_for_itself(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("folder: x\nschedule: {name: constant, over: 5tok}\n")
+    with pytest.raises(ConfigError, match=r"unknown 'over'; the keys here are name$"):
+        load(Run, path)

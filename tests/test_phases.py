@@ -38,6 +38,23 @@ def second(corpus, folder, first, **changes):
     return tiny_run.settings(corpus, folder, **every)
 
 
+def test_what_a_phase_starts_from_is_read_once(corpus, first, tmp_path, monkeypatch):
+    from tessera.checkpoints import reader
+    from tessera.training import trainer
+
+    read = []
+
+    def counted(path, **more):
+        read.append(str(path))
+        return reader_of_all(path, **more)
+
+    reader_of_all = reader.read_checkpoint
+    monkeypatch.setattr(reader, "read_checkpoint", counted)
+    monkeypatch.setattr(trainer, "read_checkpoint", counted)
+    assert tiny_run.train(second(corpus, tmp_path / "phase2", first, duration="200tok")) == 0
+    assert read == [str(first)]
+
+
 def test_a_phase_carries_weights_and_moments_over_and_nothing_else(corpus, first, tmp_path):
     folder = tmp_path / "phase2"
     # One step at a rate of next to nothing: what is saved after it is what was carried over.

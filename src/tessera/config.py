@@ -205,7 +205,10 @@ def _override(tree: Any, text: str) -> Any:
     if not equals or not key.strip():
         raise ConfigError(f"'{text}': an override is written key.sub_key=value")
     try:
-        return OmegaConf.merge(tree, OmegaConf.from_dotlist([text]))
+        own = OmegaConf.from_dotlist([text])
+        below, above = (OmegaConf.to_container(part) for part in (tree, own))
+        assert isinstance(below, dict) and isinstance(above, dict)
+        return OmegaConf.create(_merge(below, above))
     except yaml.YAMLError:
         raise ConfigError(f"'{text}': the value is not valid YAML; quote it") from None
 
@@ -229,12 +232,15 @@ class _Report:
         self.problems.setdefault(key, []).append(text)
         return _FAILED
 
-    def suggest(self, name: str, fields: Sequence[str], likelier: Sequence[str] = ()) -> str:
+    def suggest(
+        self, name: str, fields: Sequence[str], likelier: Sequence[str] = (), prefix: str = ""
+    ) -> str:
         close = difflib.get_close_matches(name, likelier, n=1)
         close = close or difflib.get_close_matches(name, fields, n=1)
         if close:
             return f"did you mean '{close[0]}'?"
-        elsewhere = [key for key in _keys(self.schema, "") if key.rpartition(".")[2] == name]
+        keys = (key for key in _keys(self.schema, "") if key != prefix + name)
+        elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
         if elsewhere:
             return f"did you mean '{elsewhere[0]}'?"
         return f"the keys here are {', '.join(fields)}"
@@ -288,7 +294,7 @@ def _decode_section(cls: Any, value: Any, key: str, report: _Report) -> Any:
         if name not in hints:
             sections = [known for known, kind in hints.items() if next(_keys(kind, ""), None)]
             likelier = sections if isinstance(value[name], Mapping) else []
-            hint = report.suggest(str(name), list(hints), likelier)
+            hint = report.suggest(str(name), list(hints), likelier, prefix)
             report.add(f"{prefix}{name}", f"unknown '{name}'; {hint}")
     decoded = {}
     for field in dataclasses.fields(cls):
