@@ -68,6 +68,30 @@ def test_composer_stays_behind_one_door(file):
         assert "composer" not in names
 
 
+INNER = {
+    "data/sources": {"data.config", "data.sources"},
+    "data/pipeline": {
+        "data.config", "data.digest", "data.randomness", "data.sources", "data.pipeline",
+    },
+    "checkpoints/formats": {
+        "checkpoints.checkpoint", "checkpoints.safe_files", "checkpoints.formats",
+    },
+    "model/attention": {"model.attention"},
+}  # fmt: skip
+"""What a folder may import of the part it lies in: what comes before it, never what uses it."""
+
+
+@pytest.mark.parametrize("folder", INNER)
+def test_imports_inside_a_part_run_one_way_too(folder):
+    part = folder.split("/")[0]
+    for file in (PACKAGE / folder).glob("*.py"):
+        for line, module in imported_modules(file):
+            name = module.removeprefix("tessera.")
+            if name.split(".")[0] == part:
+                allowed = any(name == a or name.startswith(f"{a}.") for a in INNER[folder])
+                assert allowed, f"{file.name}:{line} may not import {module}"
+
+
 def test_the_arrows_name_every_part_that_exists():
     parts = {part_of(file) for file in SOURCES} - {"__init__"}
     assert parts <= set(MAY_IMPORT), f"no arrow for {parts - set(MAY_IMPORT)}"

@@ -144,6 +144,19 @@ def test_batches_are_the_same_lines_for_any_number_of_ranks(yaml_path, capsys):
     assert all(len(line["ids"]) == line["rows"] == 4 for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--world-size", "0"], "--world-size must be at least 1; got 0"),
+        (["--world-size", "3"], "cannot run on 3 ranks"),
+        (["--steps", "-1"], "--steps must be at least 1; got -1"),
+        (["--start-from", "nowhere.pt"], "nowhere.pt: there is no such file"),
+    ],
+)
+def test_an_option_of_batches_that_cannot_be_is_refused(yaml_path, capsys, option, says):
+    assert says in refused(capsys, "batches", yaml_path, *option)
+
+
 def test_doctor_says_why_a_backend_is_missing(capsys):
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from tessera.config import ConfigError, defined_in, load, to_plain, to_yaml
+from tessera.config import ConfigError, defined_in, load, mistake, to_plain, to_yaml
 from tessera.quantities import ByteSize, Duration
 
 
@@ -196,7 +196,7 @@ def test_a_key_is_traced_to_the_file_it_stands_in(tmp_path):
     ("text", "overrides", "says"),
     [
         ("extends: run.yaml", [], "extends itself"),
-        ("extends: rnu.yaml", [], "rnu.yaml: no such file; did you mean"),
+        ("extends: rnu.yaml", [], "rnu.yaml: no such file"),
         ("extends: deep/a.yaml", [], "nor a folder"),
         ("folder: [", [], "not valid YAML"),
         ("folder: a\nfolder: b", [], "not valid YAML"),
@@ -234,3 +234,32 @@ def test_a_key_is_not_suggested_for_itself(tmp_path):
     path.write_text("folder: x\nschedule: {name: constant, over: 5tok}\n")
     with pytest.raises(ConfigError, match=r"unknown 'over'; the keys here are name$"):
         load(Run, path)
+
+
+def test_what_extends_a_missing_file_is_named(tmp_path):
+    (tmp_path / "run.yaml").write_text("extends: gone.yaml\n")
+    with pytest.raises(ConfigError) as error:
+        load(Run, tmp_path / "run.yaml")
+    said = str(error.value)
+    assert "run.yaml: extends " in said and "gone.yaml: no such file" in said
+    assert "did you mean" not in said, "the file that asks is not what was meant"
+
+
+def test_a_folder_is_no_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; name a YAML file in it"):
+        load(Run, tmp_path)
+
+
+def test_only_what_this_project_raises_speaks_to_users():
+    def raised(work):
+        try:
+            work()
+        except ValueError as error:
+            return error
+
+    assert mistake(raised(lambda: Duration.parse("three"))).startswith("expected a number")
+    from tessera.data.pipeline.state import LaneState
+
+    torn = {"rows": 0, "cursors": [], "drawn": [], "waiting": [1, 2]}
+    inside_c = raised(lambda: LaneState.from_json(torn))
+    assert "zip()" in str(inside_c) and mistake(inside_c) is None

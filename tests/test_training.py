@@ -579,3 +579,49 @@ def test_threads_are_those_that_were_asked_for(threads, used, corpus, tmp_path, 
         assert torch.get_num_threads() == used
     finally:
         torch.set_num_threads(before)
+
+
+def test_rows_that_were_trained_on_cannot_be_left_out_unsaid(corpus, tmp_path, capsys):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, duration="3ba", evaluation__at_end=False)
+    assert tiny_run.train(plain) == 0
+    plain["duration"] = "5ba"
+    plain["train_data"]["skip_rows"] = ["5", "14-15"]
+    assert tiny_run.train(plain) == 0
+    warned = capsys.readouterr().err
+    assert "train_data.skip_rows: 5 had been trained on when step00000003.pt was saved" in warned
+    assert "14-15" not in warned, "those came later, and were left out"
+    plain["duration"] = "6ba"
+    assert tiny_run.train(plain) == 0
+    assert "had been trained on" not in capsys.readouterr().err, "said once is enough"
+
+
+def test_a_run_folder_says_how_the_run_ended(corpus, tmp_path):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, duration="2ba", evaluation__at_end=False)
+    run = build(plain)
+
+    def fail(step, model):
+        assert not (folder / "ended.json").exists()
+        if step == 2:
+            raise RuntimeError("a cosmic ray")
+
+    with pytest.raises(RuntimeError):
+        before_each_step(run, fail).fit()
+    ended = json.loads((folder / "ended.json").read_text())
+    assert (ended["how"], ended["step"]) == ("RuntimeError: a cosmic ray", 1)
+    assert tiny_run.train(plain) == 0
+    assert json.loads((folder / "ended.json").read_text())["how"] == "complete"
+
+
+def test_with_several_ranks_stacks_are_printed_before_the_others_give_up(monkeypatch, tmp_path):
+    from contextlib import ExitStack
+
+    from tessera.config import decode
+    from tessera.training.trainer import watchdog
+
+    config = decode(RunConfig, tiny_run.settings(tmp_path, tmp_path), "test")
+    with ExitStack() as closing:
+        assert next(watchdog(config, closing))._seconds == 30 * 60
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert next(watchdog(config, closing))._seconds < 10 * 60

@@ -6,6 +6,7 @@ Knows no section of any configuration, and imports no torch. A section is a froz
 
 import dataclasses
 import difflib
+import os
 import traceback
 import types
 import typing
@@ -34,8 +35,9 @@ def refusal(subject: str, problems: Sequence[str]) -> ConfigError:
 def mistake(error: BaseException) -> str | None:
     """The one message for a failure that is the user's to mend; None for a failure of ours.
 
-    A ConfigError, or an error about a file, is the user's; so is a ValueError raised by a line of
-    this project, which speaks to users so. A ValueError out of a library is a defect here.
+    A ConfigError, or an error about a file, is the user's; so is a ValueError that a `raise` of
+    this project threw, which speaks to users so. One out of a library is a defect here, also if the
+    library is written in C, of which a traceback shows only the line of ours that called it.
     """
     if isinstance(error, ConfigError):
         return str(error)
@@ -43,7 +45,8 @@ def mistake(error: BaseException) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError):
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent):
+        ours = frames and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
+        if ours and (frames[-1].line or "raise").startswith("raise"):
             return str(error)
     return None
 
@@ -144,7 +147,10 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_neighbour(path)}") from None
+        asked = f"{os.path.relpath(chain[-1])}: extends " if chain else ""
+        raise ConfigError(f"{asked}{path}: no such file{_neighbour(path, chain)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name a YAML file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
@@ -213,10 +219,11 @@ def _override(tree: Any, text: str) -> Any:
         raise ConfigError(f"'{text}': the value is not valid YAML; quote it") from None
 
 
-def _neighbour(path: Path) -> str:
+def _neighbour(path: Path, chain: tuple[Path, ...]) -> str:
     if not path.parent.is_dir():
         return f" (nor a folder {path.parent})"
-    names = [entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"}]
+    entries = [entry for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"}]
+    names = [entry.name for entry in entries if entry.resolve() not in chain]
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""
 

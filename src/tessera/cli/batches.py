@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tessera.cli.arguments import add_config, load_config
+from tessera.cli.arguments import add_config, at_least, existing, load_config
 from tessera.config import ConfigError
 from tessera.data.config import BatchConfig, DataConfig
 from tessera.files import JsonObject
@@ -35,10 +35,13 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: the YAML is wrong, or the checkpoint does not say where its data was.
     """
-    config = load_config(options)
-    state = None
+    world_size = at_least(1, "--world-size", options.world_size)
+    steps = at_least(1, "--steps", options.steps)
     if options.start_from is not None:
-        state = _state_of(options.start_from)
+        existing(options.start_from)
+    config = load_config(options)
+    config.check_world(world_size)
+    state = None if options.start_from is None else _state_of(options.start_from)
 
     from tessera.tokenizer import load_tokenizer
 
@@ -48,8 +51,8 @@ def run(options: argparse.Namespace) -> None:
         load_tokenizer(config.tokenizer),
         vocab_size=config.model.vocab_size,
         seed=config.seed,
-        world_size=options.world_size,
-        steps=options.steps,
+        world_size=world_size,
+        steps=steps,
         with_ids=options.ids,
         state=state,
     ):

@@ -46,10 +46,11 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     found = findings.problems
     changes: list[str] = []
     if saved is not None:
-        from tessera.training.resume import resumable
+        from tessera.training.resume import resumable, skipped_too_late
 
         try:
             changes = resumable(config, saved)
+            findings.doubts.extend(skipped_too_late(config, saved))
         except ValueError as error:
             found.append(str(error))
     if found:

@@ -1,8 +1,10 @@
 """`tessera import`: FlexBERT's `.pt` or a Hugging Face folder to a checkpoint of ours."""
 
 import argparse
+from pathlib import Path
 
-from tessera.config import load
+from tessera.cli.arguments import existing
+from tessera.config import ConfigError, load
 
 HELP = "FlexBERT's .pt or a Hugging Face folder to a checkpoint."
 
@@ -24,6 +26,10 @@ def run(options: argparse.Namespace) -> None:
     from tessera.model.config import ModelConfig
 
     target = load(ModelConfig, options.model) if options.model else None
+    if Path(options.out).suffix != ".pt":
+        raise ConfigError(f"--out {options.out}: give the checkpoint a name that ends in .pt")
+    if options.source.count("/") != 1:  # an id on the Hub has one
+        existing(options.source)
 
     from tessera.checkpoints.importer import import_checkpoint
 

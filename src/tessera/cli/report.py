@@ -18,6 +18,10 @@ def run(options: argparse.Namespace) -> None:
     """Write the page, and print the summary."""
     folders = [existing(folder) for folder in options.run_folders]
 
+    from tessera.reporting.metrics import read_chain
+
+    read_chain(folders)  # before matplotlib is imported: what cannot be read is said at once
+
     from tessera.reporting.report import summary_table, write_report
 
     out = Path(options.out or folders[-1] / "report.html")

@@ -11,8 +11,8 @@
     collate     rows -> PackedBatch   tensors of shapes that repeat
     loader      this rank's rows of each global batch, with the state to continue after it
 
-Every stage is a plain generator or function. What comes out of it travels with the state to
-continue after it (`pipeline/state.py`), so that resuming replays nothing. `batch_schedule` says how
-many rows a global batch has, `randomness` is where every draw comes from, `digest` names rows and
-batches, `validation` packs the same rows at each evaluation, `preparation/` writes the shards.
+Stages are generators, functions and small classes without threads. What comes out travels with the
+state to continue after it (`pipeline/state.py`), so that resuming replays nothing. `batch_schedule`
+says how many rows a global batch has, `randomness` is where every draw comes from, `digest` names
+rows and batches, `validation` packs the same rows at each evaluation, `preparation/` writes shards.
 """

@@ -141,7 +141,7 @@ class Loader:
             )
 
     def steps(self) -> Iterator[tuple[int, int, int, list[Row]]]:
-        """The same without tensors.
+        """The batches as rows of numpy arrays, which `__iter__` makes tensors of.
 
         Yields:
             The step; the rows of all global batches before it; the rows of its global batch; those

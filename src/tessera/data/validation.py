@@ -1,10 +1,11 @@
 """Validation batches of one source: the same documents, rows and masks at every evaluation."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tessera.batch import PackedBatch
 from tessera.data.collate import Shapes, packed_batch
-from tessera.data.config import DataConfig
+from tessera.data.config import DataConfig, MaskingConfig
 from tessera.data.pipeline.packing import Waiting, wants_more
 from tessera.data.pipeline.pieces import Cut, Piece
 from tessera.data.pipeline.rows import make_row, row_format
@@ -67,7 +68,8 @@ def validation_batches(
         shuffle=True,
         key=("evaluation", seed, source_name),
     )
-    form = row_format(config, tokenizer, vocab_size)
+    # Masks are the same in every phase, whatever training masks: single tokens, never whole words.
+    form = row_format(replace(config, masking=MaskingConfig()), tokenizer, vocab_size)
     reader = Reader(
         source_name,
         documents,

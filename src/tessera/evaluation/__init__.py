@@ -1,1 +1,1 @@
-"""What a trained encoder is worth: masked-LM loss per source, fine-tuning tasks."""
+"""What a trained encoder predicts: masked-LM loss per source, filled masks."""

@@ -27,7 +27,7 @@ def graphs_compiled() -> int:
 
 
 def graph_breaks() -> int:
-    """Places where compiled code had to fall back to Python, counted each time one was compiled."""
+    """Graph breaks so far: where compiled code falls back to Python."""
     return sum(_counters("graph_break").values())
 
 

@@ -277,7 +277,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        # Given its matrix, it draws none: torch's draw on the meta device takes seconds to import.
+        # With a weight given, torch does not draw one, whose code takes seconds to import on the
+        # meta device.
         unset = torch.empty(config.vocab_size, config.hidden_size)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=unset)
         self.norm = _norm(config)

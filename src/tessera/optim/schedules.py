@@ -6,7 +6,8 @@ Formulas are those of the published recipe; `t` progress, `T` the whole phase, `
 `d` the decay, `f` the floor.
 
 Another schedule is a class here with a `name`, a `warmup` and a `multiplier`, and its name in
-`Schedule`, the union by which `schedule.name` of a YAML chooses.
+`Schedule`, the union by which `schedule.name` of a YAML chooses. Lengths called `warmup`, `decay`
+or `drop_at` are held against the phase's by `problems`; one of another name needs a line there.
 """
 
 import math
@@ -71,7 +72,7 @@ class WarmupStableDecay:
             raise ValueError(f"drop_to is a fraction of the peak rate, in (0, 1]: {self.drop_to}")
 
     def multiplier(self, progress: int, total: int) -> float:
-        """T / w until w, then p; from T - d on, p - (p - f) s or p - (p - f) sqrt(s).
+        """Until w, t / w, then p; from T - d on, p - (p - f) s or p - (p - f) sqrt(s).
 
         s = (t - (T - d)) / d; the plateau p is 1, and `drop_to` from `drop_at` on.
         """
@@ -125,7 +126,7 @@ class Cosine:
         _check_floor(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
-        """T / w until w, then f + (1 - f)(1 + cos(pi s)) / 2, s = (t - w) / (T - w)."""
+        """Until w, t / w, then f + (1 - f)(1 + cos(pi s)) / 2, s = (t - w) / (T - w)."""
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
         share = _share(progress, self.warmup.value, total)
@@ -146,7 +147,7 @@ class Linear:
         _check_floor(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
-        """T / w until w, then 1 - (1 - f) s, s = (t - w) / (T - w)."""
+        """Until w, t / w, then 1 - (1 - f) s, s = (t - w) / (T - w)."""
         if progress < self.warmup.value:
             return _warming(progress, self.warmup.value)
         return 1.0 - (1.0 - self.floor) * _share(progress, self.warmup.value, total)

@@ -1,4 +1,4 @@
-"""The paper the curves are drawn on: colours, an axis of total tokens, scales and labels."""
+"""The axes, colours, scales and labels of the figures, over the total tokens of a chain."""
 
 import io
 import os.path

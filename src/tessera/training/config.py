@@ -147,9 +147,13 @@ class SpikeConfig:
     """What to do when a loss or a gradient leaves its usual range."""
 
     window_steps: int = 200
-    """The usual range is that of so many steps before."""
+    """The usual range is that of so many steps before; a quarter of them judge nothing yet."""
     threshold: float = 8.0
-    """A spike is so many robust standard deviations above the median of the window."""
+    """A loss is a spike if it is more than so many deviations above the median of the window.
+
+    A deviation is 1.4826 times the median absolute deviation, which is the standard deviation of
+    normally distributed losses, but at least 1 % of the median.
+    """
     action: Literal["record", "skip", "stop"] = "record"
     """`skip` leaves the weights as they were; `stop` ends the run with instructions."""
     non_finite: Literal["skip", "stop"] = "skip"
@@ -202,7 +206,10 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     watchdog_minutes: float | None = 30.0
-    """Print the stacks of all threads when no step finishes for so long; null: never."""
+    """Print the stacks of all threads when no step finishes for so long; null: never.
+
+    With several ranks, sooner than `compute.timeout_minutes`, after which the others give up.
+    """
 
     def __post_init__(self) -> None:
         found = problems(self.schedule, self.duration)

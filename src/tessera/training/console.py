@@ -53,7 +53,8 @@ class ProgressLines:
             return
         self._last = now
         rate = sum(n for _, n in self._recent) / max(1e-9, sum(s for s, _ in self._recent))
-        loss = "skipped" if record["loss"] is None else f"{record['loss']:.4f}"
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        loss += " (skipped)" if record.get("skipped") else ""
         say(
             f"{self._name}  {short_number(done)} of {short_number(total)} {self._duration.unit} "
             f"({min(1.0, done / total):.0%})  step {record['step']}  loss {loss}  "

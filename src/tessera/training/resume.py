@@ -17,6 +17,7 @@ from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.formats.composer import read_record
 from tessera.checkpoints.safe_files import load_pickled_tensors
 from tessera.config import to_plain, with_defaults
+from tessera.data.config import row_ranges
 from tessera.files import JsonObject
 from tessera.optim.optimizers import settings
 from tessera.quantities import Duration
@@ -123,6 +124,29 @@ def resumable(config: RunConfig, saved: Saved) -> list[str]:
             f"phase a run_folder of its own with start_from\n  {listed}"
         )
     return [f"{key}: {old} -> {new}" for key, old, new in changes]
+
+
+def skipped_too_late(config: RunConfig, saved: Saved) -> list[str]:
+    """Warnings about `skip_rows` that were added after the checkpoint had passed them."""
+    lanes = config.train_data.lanes
+    ranges = row_ranges(config.train_data.skip_rows)
+    known = saved.run_config.get("train_data", {}).get("skip_rows", ())
+
+    def passed(row: int) -> bool:
+        return row // lanes < saved.data["lanes"][str(row % lanes)]["rows"]
+
+    late = [
+        text
+        for text, rows in zip(config.train_data.skip_rows, ranges, strict=True)
+        if text not in known and any(map(passed, rows[:lanes]))
+    ]
+    if not late:
+        return []
+    return [
+        f"train_data.skip_rows: {', '.join(late)} had been trained on when {saved.path.name} was "
+        "saved, and cannot be left out any more. To go back, move this checkpoint and all others "
+        "after those rows out of the run folder, and start again"
+    ]
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

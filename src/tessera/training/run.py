@@ -48,9 +48,13 @@ class Run:
         try:
             self.trainer.fit()
         except Exception as error:
+            self._note_end(f"{type(error).__name__}: {error}")
             self.close(failed=True)
-            shutdown.settle_failure(folder, error)
+            shutdown.report_first_failure(folder, error)
             raise
+        self._note_end(
+            "stopped by a signal, with everything saved" if self.stop.obeyed else "complete"
+        )
         self.close()
         if self.stop.obeyed:
             say(f"{self.config.name}: stopped by a signal, with everything saved; start it again")
@@ -59,6 +63,11 @@ class Run:
             run_folder.mark_complete(folder, to_yaml(self.config))
         say(f"{self.config.name}: complete, in {folder}")
         return 0
+
+    def _note_end(self, how: str) -> None:
+        if distributed.rank() == 0 and self.trainer is not None:
+            folder, step = Path(self.config.run_folder), int(self.trainer.state.timestamp.batch)
+            run_folder.note_end(folder, how, step)
 
     def close(self, *, failed: bool = False) -> None:
         """Let go of the folder, the loggers and the loader.

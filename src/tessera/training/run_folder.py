@@ -8,6 +8,7 @@
 - `checkpoints/pinned.json`: steps that `keep` never deletes
 - `checkpoints/*.damaged`: what could not be read again
 - `stop`: made by whoever wants the run to save and end after its step
+- `ended.json`: how the newest start of the run ended, and after which step; absent while it runs
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from tessera.files import UNFINISHED, sync_folder, write_whole
+from tessera.files import UNFINISHED, as_json, sync_folder, write_whole
 
 STOP_FILE = "stop"
 STOPPING = b"stopping"
@@ -96,7 +97,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint's end is there: `torch.save` writes the table of contents last."""
+    """Whether a checkpoint was written to its end: its zip directory, written last, is there."""
     try:
         with zipfile.ZipFile(path):
             return True
@@ -117,6 +118,13 @@ def is_complete(folder: Path, config: str) -> bool:
     if not path.is_file() or path.read_text(encoding="utf-8") != config:
         return False
     return is_whole(folder / "checkpoints" / "latest")
+
+
+def note_end(folder: Path, how: str, step: int) -> None:
+    """Write down how a run ended, for whoever looks a day later."""
+    content = {"how": how, "step": step, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    with contextlib.suppress(OSError):  # a full disk has been said already
+        write_whole(folder / "ended.json", as_json(content).encode())
 
 
 def damage(path: Path) -> str | None:
@@ -170,14 +178,15 @@ def prune(folder: Path, keep: int) -> list[Path]:
 
 
 def clear_unfinished(folder: Path, began: float) -> None:
-    """Delete what an interrupted write left, which never was a checkpoint, and old wishes.
+    """Delete what an interrupted write left, and a `stop` file that is older than this run.
 
     Args:
         folder: the run folder.
-        began: when this run was started, in seconds since 1970. A wish since then is meant for it.
+        began: when this run was started, in seconds since 1970. A newer `stop` is meant for it.
     """
     for path in (folder / "checkpoints").glob(UNFINISHED):
         path.unlink()
+    (folder / "ended.json").unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if (folder / STOP_FILE).stat().st_mtime < began:
             (folder / STOP_FILE).unlink()

@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 _STATUSES_OF_ALL_RANKS = {2: 3.0, PREEMPTED: 1.0}
 """Statuses that all ranks leave with together, and how many seconds the others wait for rank 0.
 
-With any other status something is wrong with one rank alone, which is to be seen at once.
+Any other status comes from one rank alone; it exits at once, so that the launcher reports it.
 """
 _LOST_CONTACT = (
     "connection closed by peer",
@@ -191,10 +191,10 @@ def _wait_for_the_launcher(seconds: float) -> None:
 # ---- which rank failed first
 
 
-def settle_failure(run_folder: Path, error: Exception) -> None:
-    """Note this rank's failure, or show the one that caused it.
+def report_first_failure(run_folder: Path, error: Exception) -> None:
+    """Note this rank's failure, or say which rank failed first and exit with status 1.
 
-    Returns if the failure is this rank's own; exits with status 1 if another rank's was found.
+    Returns if the failure is this rank's own, for the caller to raise it again.
     """
     if distributed.world_size() == 1:
         return
@@ -202,12 +202,17 @@ def settle_failure(run_folder: Path, error: Exception) -> None:
         with contextlib.suppress(OSError):
             _failure_file(run_folder, distributed.rank()).write_text(traceback.format_exc())
         return
-    # The launcher ends what is left of a broken job; this is about to end anyway, with its reason.
+    # The launcher sends SIGTERM to what is left of a broken job. It is ignored from here on, so
+    # that the reason is still printed.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = _other_failure(run_folder)
     line = (str(error).strip().splitlines() or ["no message"])[0]
     if first is None and "timed out" in line.lower():
-        text = f"another rank did not answer in time; {run_folder}/stacks-rank*.txt say where"
+        written = [p.name for p in run_folder.glob("stacks-rank*.txt") if p.stat().st_size]
+        where = f"{', '.join(sorted(written))} in {run_folder} say where each waits"
+        text = "another rank did not answer in time; " + (
+            where if written else "no rank wrote where it waits (watchdog_minutes)"
+        )
         text += f" ({line})"
     elif first is None:
         text = f"another rank is gone without a word; was it killed, or out of memory? ({line})"

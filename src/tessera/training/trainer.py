@@ -262,8 +262,11 @@ def recompile_watch(config: RunConfig, device: Device) -> Iterator[Callback]:
 
 def watchdog(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
     """Prints stacks when a step hangs, unless that is not wanted."""
-    if config.watchdog_minutes is not None:
-        made = Watchdog(Path(config.run_folder), config.watchdog_minutes)
+    minutes = config.watchdog_minutes
+    if minutes is not None:
+        if distributed.world_size() > 1:  # the others give up on a rank after the timeout
+            minutes = min(minutes, 0.8 * config.compute.timeout_minutes)
+        made = Watchdog(Path(config.run_folder), minutes)
         closing.callback(made.stop)
         yield made
 
@@ -302,6 +305,8 @@ def begin(
         )
         for change in changes:
             say(f"{config.name}: changed since: {change}")
+        for warning in resume.skipped_too_late(config, saved):
+            warn(warning)
     elif config.start_from is not None and origin is not None:
         carried = resume.start(state, logger, origin, optimizer=config.start_from.optimizer)
         say(f"{config.name}: starts from {origin.path} ({carried})")

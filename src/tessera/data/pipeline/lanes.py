@@ -4,7 +4,11 @@ Lane k makes the rows k, k + lanes, k + 2 * lanes, ... of the run. It reads ever
 canonical_nodes`-th document of its group's share of each source, so that no two lanes meet, and a
 row depends on its lane alone. Who runs a lane is of no consequence: data rank d of W hosts the
 lanes with `k % W == d`, a worker of it some of those, and a run that goes on with another W deals
-the same lanes out anew.
+the same lanes out anew. There are many lanes, 96 say, so that many numbers of ranks divide them.
+
+A *slot* is a lane's turn to give a row: slot s is a turn of lane `s % lanes`. A *group* is the
+lanes that share a part of the shards, `k % canonical_nodes` being equal. A *front* is the block of
+shards that the lanes of a group are reading at the time.
 """
 
 import logging
@@ -143,7 +147,7 @@ def _take_up(
 ) -> dict[int, Lane]:
     """Lanes ready for their next row.
 
-    They read side by side, so that all are near one front: a shard is not read again for each.
+    They draw in turn, a piece each, so that all read the same few shards at the same time.
     """
     config = recipe.config
     waiting = read_again(
@@ -161,9 +165,9 @@ def _take_up(
         )
         for lane, (streams, state) in lanes.items()
     }
-    hungry = list(working.values())
-    while hungry := [lane for lane in hungry if lane.wants_more()]:
-        for lane in hungry:
+    filling = list(working.values())
+    while filling := [lane for lane in filling if lane.wants_more()]:
+        for lane in filling:
             lane.draw()
     return working
 
@@ -260,6 +264,7 @@ def lane_streams(
     def streams(lane: int) -> list[Stream]:
         found = []
         for number, reader in enumerate(readers):
+            # A source with fewer documents than groups would leave some groups without any.
             few = reader.documents.samples.sum() < config.canonical_nodes
             groups = 1 if few else config.canonical_nodes
             shared = order(number, lane % groups, groups)

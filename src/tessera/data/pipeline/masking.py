@@ -65,9 +65,10 @@ def rate_at(masking: MaskingConfig, row: int, row_tokens: int) -> float:
 
 
 def rate_for_shapes(masking: MaskingConfig, row: int, row_tokens: int) -> float:
-    """A rate no smaller than the rows' from this one on or near it, of few different values.
+    """The masking rate near a row, rounded up to a 32nd.
 
-    The number of prediction slots is made for it, so that a schedule changes shapes only rarely.
+    Prediction slots are made for it, so that the tensors' shapes change only rarely while the rate
+    follows a schedule.
     """
     if masking.final_rate is None:
         return masking.rate

@@ -10,9 +10,9 @@ FRAME_TOKENS = 2
 
 
 PieceId = tuple[int, int, int]
-"""What a piece is, in one lane, enough to read it again: its source's number among those of the run
-with a weight; how many documents of the source the lane met before, through all epochs; the number
-of the piece in its document."""
+"""(source, document, piece), which is enough for a lane to read it again: the source's index among
+those with a weight; the lane's n-th document of that source, counted through all epochs from 0; the
+piece's index in its document."""
 
 
 class Piece(NamedTuple):

@@ -19,8 +19,8 @@ checkpoint was written did what its default does now, so that new options break 
 
 _REPEATED = "documents already trained on would come again, and others never"
 _CONSEQUENCES = {
-    "lanes": "the places of the lanes fit no others; " + _REPEATED,
-    "canonical_nodes": "the places of the lanes fit no other groups; " + _REPEATED,
+    "lanes": "saved positions belong to that number of lanes; " + _REPEATED,
+    "canonical_nodes": "saved positions belong to that number of groups; " + _REPEATED,
     "seed": "documents come in another order: " + _REPEATED,
     "shuffle": "documents come in another order: " + _REPEATED,
     "block_documents": "documents come in another order: " + _REPEATED,
@@ -230,7 +230,9 @@ def continued(
     """
     if state.fingerprint == fingerprint:
         return state
-    shares = {key for key in state.fingerprint.keys() | fingerprint.keys() if ".weight" in key}
+    shares = {
+        key for key in state.fingerprint.keys() | fingerprint.keys() if key.endswith(".weight")
+    }
     same_shares = all(state.fingerprint.get(key) == fingerprint.get(key) for key in shares)
     was = {name: number for number, name in enumerate(state.sources)}
     now = {was[name]: number for number, name in enumerate(sources) if name in was}

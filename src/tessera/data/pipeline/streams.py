@@ -53,11 +53,15 @@ class Reader:
         return tokens.astype(self._dtype)
 
     def enter(self, front: Front, order: Order) -> None:
-        """Note that a lane begins a block. The first to do so has it and the next one fetched."""
+        """Note that a lane begins a block.
+
+        The first lane to enter a block has that block's shards fetched, and the next block's.
+        """
         if front.end <= self._ends.get(order, 0):
             return
         self._ends[order] = front.end
         self._fronts[order] = front, order.front(front.end)
+        # The present blocks of all groups of lanes first, then all their next ones.
         ahead = [front for pair in zip(*self._fronts.values(), strict=True) for front in pair]
         self.documents.will_need(dict.fromkeys(n for front in ahead for n in front.shards.tolist()))
 

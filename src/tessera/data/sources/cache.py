@@ -190,8 +190,8 @@ class ShardCache:
     def _reserved(self, number: int, lock: int, *, patient: bool) -> Iterator[bool]:
         """Hold room for a shard in its slot, whose lock the caller has; yields whether there is.
 
-        A patient one waits for what others are fetching, which may be evicted once it is here; if
-        nothing helps, it holds room beyond the limit.
+        With `patient`, waits until other fetches have finished and can be evicted; if that frees
+        nothing, exceeds the limit.
         """
         try:
             made, others_fetch = self._make_room(number, lock)

@@ -38,7 +38,7 @@ _SKIP = "to train without such shards, set train_data.on_bad_shard: skip"
 class MdsDocuments:
     """The documents of one split of one source.
 
-    May be inherited by forked workers; holds no thread and no connection until it is read from.
+    Holds no thread and no connection until it is read from.
 
     Attributes:
         name: What the configuration calls the source.

@@ -3,7 +3,8 @@
 A source is read through `Documents`, whatever it is stored as. Another format is a new file in this
 folder with a class of that shape and a function `open_documents(name, source, split, vocab_size)`,
 and one line in `tessera.data.config.FORMATS`; training, validation and preflight open every source
-with `open_source`.
+with `open_source`. Each worker process opens its sources anew. What cannot be opened, a `remote` or
+`cache_limit` that the format cannot serve among it, raises ValueError with the way out.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,7 +36,10 @@ class Documents(Protocol):
         """The tokenizer that made the token ids, if known."""
 
     def document(self, shard: int, sample: int) -> np.ndarray:
-        """The token ids of a document, without special tokens; raises BadShard."""
+        """The token ids of a document, without special tokens: any integer dtype, one-dimensional.
+
+        Raises BadShard where a shard cannot be read, so that it may be passed over.
+        """
 
     def document_id(self, shard: int, sample: int) -> str:
         """The id the document was stored under; '' if it has none."""

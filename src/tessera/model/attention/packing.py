@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def any_number(cu_seqlens: Tensor) -> Tensor:
-    """The same boundaries, of which compiled code takes as many as come.
+    """The same boundaries, their number marked as dynamic for torch.compile.
 
     Rows differ in their number of documents. Padding it to a common one would cost: kernels start
     a block for every document and every tile of the longest, those of empty documents in vain.

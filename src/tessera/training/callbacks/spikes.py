@@ -56,7 +56,7 @@ class SpikeGuard:
 
     config: SpikeConfig
     losses: deque[float] = field(default_factory=deque)
-    """The usual ones, oldest first."""
+    """Losses of the last `window_steps` steps that were not skipped, oldest first."""
     skipped_in_row: int = 0
 
     def judge(self, step: Step) -> Verdict | None:
@@ -227,6 +227,15 @@ def record_spike(
     with (folder / SPIKES_FILE).open("a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
     return line
+
+
+def summary_line(number: int, step: Step, verdict: Verdict) -> str:
+    """One line for whoever watches: what was seen, and what was done about it."""
+    done = {"record": "trained on all the same", "skip": "skipped", "stop": "training stops"}
+    return (
+        f"step {number}: {verdict.why}, loss {step.loss:.4g} where {verdict.limit:.4g} would still "
+        f"be usual; {done[verdict.action]}. {SPIKES_FILE} names the documents"
+    )
 
 
 def instructions(

@@ -30,9 +30,11 @@ from tessera.training.callbacks.spikes import (
     SpikeGuard,
     instructions,
     record_spike,
+    summary_line,
     suspects_of,
 )
 from tessera.training.config import RunConfig
+from tessera.training.console import warn
 from tessera.training.loggers import Record, Sinks
 from tessera.training.mlm import MaskedLanguageModel
 
@@ -122,6 +124,7 @@ class TrainStep(Callback):
                 list(chain.from_iterable(part)) for part in zip(*parts, strict=True)
             )
             record_spike(folder, coming, step, verdict, everywhere, found)
+            warn(summary_line(coming, step, verdict))
         if verdict.action == "stop":
             skipped = self.config.train_data.skip_rows
             raise SpikeError(instructions(folder, coming, step, verdict, skipped))
