@@ -486,10 +486,10 @@ def test_killed_at_any_part_it_goes_on_and_the_result_is_the_same(
         ('{"text": 3}\n', {}, "column 'text' at c.jsonl@0 is int, not text"),
         ('["a"]\n', {}, "only list"),
         ('{"text": "a"}\n', {"id_column": "key"}, "no column 'key'"),
-        ('{"text": "a"}\n', {"shard_size": "4"}, "--shard-size: expected a size such as"),
-        ('{"text": "a"}\n', {"validation_share": "2"}, "validation-share is in"),
+        ('{"text": "a"}\n', {"shard_size": "4"}, "shard_size: expected a size such as"),
+        ('{"text": "a"}\n', {"validation_share": "2"}, "validation_share: is in"),
         ('{"text": "a"}\n', {"compression": "zip"}, "zip"),
-        ('{"text": "a"}\n', {"workers": "0"}, "--workers must be at least 1"),
+        ('{"text": "a"}\n', {"workers": "0"}, "workers: must be at least 1"),
     ],
 )
 def test_mistakes_are_one_message_and_leave_no_finished_folder(
