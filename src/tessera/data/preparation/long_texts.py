@@ -18,8 +18,13 @@ PIECE_CHARACTERS = 1 << 19
 BATCH_CHARACTERS = 1 << 20
 _AROUND = 256
 _TRIES = 12
-_BOUNDARIES = (re.compile(r"(?<=\S)(?=\n\S)"), re.compile(r"(?<=\S)(?= \w)"), re.compile(r"\b"))
-"""Likely boundaries, best first: before a line, before a word, at the edge of one."""
+_BOUNDARIES = (
+    re.compile(r"(?<=\S)(?=\n\S)"),
+    re.compile(r"(?<=\S)(?= \w)"),
+    re.compile(r"\b"),
+    re.compile(""),
+)
+"""Likely boundaries, best first: before a line, before a word, at the edge of one, anywhere."""
 
 Key = TypeVar("Key")
 

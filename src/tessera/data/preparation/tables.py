@@ -88,7 +88,7 @@ class _Shapes:
         if self._rows < _LEARNED_ROWS:
             self._rows += 1
             for seen, cell in zip(self._seen, row, strict=True):
-                if len(seen) <= _REGULAR:
+                if len(seen) <= _REGULAR and "\n" not in cell:
                     seen.add(_shape(cell))
 
     def refuse_swallowed_rows(self, row: list[str], delimiter: str, first: int, last: int) -> None:
