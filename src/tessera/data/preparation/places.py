@@ -20,12 +20,17 @@ from typing import Any, BinaryIO, TypeVar, cast
 _BUFFER_BYTES = 1 << 22
 _ATTEMPTS = 5
 _GLOB = re.compile(r"[*?\[]")
+_BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
 _STAMPS = ("mtime", "LastModified", "last_modified", "updated", "blob_id", "ETag", "etag")
 Result = TypeVar("Result")
 
 
 class PlaceError(ValueError):
     """An address that cannot be read or written: names it, and what to do."""
+
+
+class Absent(PlaceError):
+    """An address where nothing is."""
 
 
 class Interrupted(PlaceError):
@@ -102,8 +107,11 @@ def remote_files(address: str) -> list[File]:
     find = system.glob if is_glob(address) else system.find
 
     def listing() -> dict[str, Any]:
+        bucket = path.partition("/")[0]
+        if address.startswith(_BUCKETS) and not system.exists(bucket):
+            raise PlaceError(f"{address}: no such bucket; correct the name")
         if not is_glob(address):
-            system.info(path)  # says which of bucket, permission and object is missing
+            system.info(path)  # says which of permission and object is missing
         return dict(find(path, detail=True))
 
     found = _trying(address, listing)
@@ -119,7 +127,7 @@ def remote_files(address: str) -> list[File]:
             stamp = None if stamp is None else str(stamp)
             files.append(File(address=f"{scheme}://{key}", name=name, bytes=size, changed=stamp))
     if not files:
-        raise PlaceError(f"{address}: nothing is there; correct the address")
+        raise Absent(f"{address}: nothing is there; correct the address")
     return files
 
 
@@ -163,23 +171,21 @@ def names_below(address: str) -> list[str]:
     """The names of the objects below a remote folder; none if it does not exist."""
     try:
         return [file.name for file in remote_files(address)]
-    except Interrupted:
-        raise
-    except PlaceError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and "bucket" not in str(error):
-            return []
-        if error.__cause__ is None:
-            return []
-        raise
+    except Absent:
+        return []
 
 
-def remove_below(address: str, names: list[str]) -> None:
-    """Delete objects below a remote folder; absent ones are no mistake."""
-    system, _ = file_system(address)
-    for name in names:
-        _, path = file_system(joined(address, name))
-        with contextlib.suppress(FileNotFoundError):
-            _trying(address, functools.partial(system.rm_file, path))
+def exists(address: str) -> bool:
+    """Whether there is an object of this address."""
+    system, path = file_system(address)
+    return bool(_trying(address, lambda: system.exists(path)))
+
+
+def remove(address: str, *, recursive: bool = False) -> None:
+    """Delete an object of a store, or all below a folder; an absent one is no mistake."""
+    system, path = file_system(address)
+    with contextlib.suppress(Absent):
+        _trying(address, lambda: system.rm(path, recursive=recursive))
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -209,6 +215,7 @@ def _file_system(scheme: str, pid: int) -> Any:
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
             request_timeout=60,
             connect_timeout=10,
+            allow_delayed_open=True,  # small objects in one request instead of three
         )
         return ArrowFSWrapper(store, skip_instance_cache=True)
     if scheme in ("gs", "gcs"):
@@ -278,7 +285,7 @@ def explained(address: str) -> Iterator[None]:
                 "AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN) and what they may do"
             ) from error
         if isinstance(error, FileNotFoundError) or re.search(r"NotFound|Path does not exist", text):
-            raise PlaceError(f"{address}: does not exist; correct the address") from error
+            raise Absent(f"{address}: does not exist; correct the address") from error
         raise Interrupted(
             f"{address}: cannot be reached ({type(error).__name__}: {text[:300]}); the same "
             "command goes on from here once it can"

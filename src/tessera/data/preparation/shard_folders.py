@@ -56,6 +56,10 @@ class ShardFolder(ABC):
         """The numbers of the parts that are whole."""
 
     @abstractmethod
+    def has(self, number: int) -> bool:
+        """Whether this part is whole."""
+
+    @abstractmethod
     def holds_files_of_others(self) -> bool:
         """Whether there is anything but what is left of an earlier beginning."""
 
@@ -128,6 +132,10 @@ class DiskFolder(ShardFolder):
         found = (self._path / PARTS).glob("[0-9]" * 6)
         return {int(path.name) for path in found if path.is_dir()}
 
+    def has(self, number: int) -> bool:
+        """See `ShardFolder`."""
+        return self.part(number).exists()
+
     def holds_files_of_others(self) -> bool:
         """See `ShardFolder`."""
         return self._path.exists() and bool({p.name for p in self._path.iterdir()} - {PARTS})
@@ -178,6 +186,10 @@ class StoreFolder(ShardFolder):
         names = places.names_below(places.joined(self.address, PARTS))
         return {int(name[:-5]) for name in names if name != PLAN}
 
+    def has(self, number: int) -> bool:
+        """See `ShardFolder`."""
+        return places.exists(places.joined(self.address, f"{PARTS}/{number:06}.json"))
+
     def holds_files_of_others(self) -> bool:
         """See `ShardFolder`."""
         return any(not n.startswith(f"{PARTS}/") for n in places.names_below(self.address))
@@ -186,14 +198,13 @@ class StoreFolder(ShardFolder):
         """See `ShardFolder`."""
         begun = self.begun_plan()
         if begun != plan and (overwrite or begun is not None):
-            places.remove_below(self.address, [INDEX])
-            places.remove_below(self.address, places.names_below(self.address))
+            places.remove(places.joined(self.address, INDEX))
+            places.remove(self.address, recursive=True)
         self._write(f"{PARTS}/{PLAN}", json.dumps(plan).encode())
 
     def clear_parts(self) -> None:
         """See `ShardFolder`."""
-        below = places.joined(self.address, PARTS)
-        places.remove_below(below, places.names_below(below))
+        places.remove(places.joined(self.address, PARTS), recursive=True)
 
     @contextlib.contextmanager
     def writing(self, number: int, **options: Any) -> Iterator[PartWriter]:

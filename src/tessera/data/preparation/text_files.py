@@ -6,6 +6,7 @@ there are.
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -292,7 +293,8 @@ def parse_inputs(
     for text in texts:
         name, separator, path = text.partition("=")
         if not separator or "/" in name or Path(text).exists():
-            name, path = Path(text.rstrip("/*")).name.split(".")[0], text
+            before_glob = re.split(r"/[^/]*[*?\[]", text)[0]
+            name, path = Path(before_glob).name.split(".")[0], text
         named.append((name, places.expanded(path)))
     names = [name for name, _ in named]
     columns = _by_name("--text-column", text_columns, names, "text")

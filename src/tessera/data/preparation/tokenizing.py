@@ -63,7 +63,7 @@ class Tokenizing:
         """
         folders = {split: shard_folder(address) for split, address in task.folders}
         with locked(list(folders.values()), task.number):
-            missing = [s for s, f in folders.items() if task.number not in f.finished_parts()]
+            missing = [split for split, f in folders.items() if not f.has(task.number)]
             for attempt in range(_ATTEMPTS if missing else 0):
                 try:
                     return self._write(task, missing)
