@@ -100,7 +100,7 @@ def test_a_killed_worker_is_noticed_and_its_task_run_again_once(tmp_path):
     items = [f"part {i}" for i in range(8)]
     begin = time.monotonic()
     done = list(in_processes(items, Deadly(tmp_path, {"part 3": 1}), 2))
-    assert sorted(done) == items
+    assert sorted(done) == list(range(8))
     assert time.monotonic() - begin < 60
     assert (tmp_path / "part 3").read_text() == "xx"
 
@@ -109,9 +109,9 @@ def test_a_task_that_kills_its_worker_twice_is_named_and_all_others_are_done(tmp
     items = [f"part {i}" for i in range(8)]
     done = []
     with pytest.raises(TasksLost, match="1 tasks were lost twice .*killed.*: part 3. Finished"):
-        for item in in_processes(items, Deadly(tmp_path, {"part 3": 9}), 2):
-            done.append(item)
-    assert sorted(done) == [item for item in items if item != "part 3"]
+        for place in in_processes(items, Deadly(tmp_path, {"part 3": 9}), 2):
+            done.append(place)
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
     assert (tmp_path / "part 3").read_text() == "xx"
 
 
@@ -314,3 +314,69 @@ def test_each_input_is_read_once(tmp_path, tokenizer, monkeypatch):
     assert records and len(seen) == len(set(seen)) == -(-corpus.stat().st_size // 9000)
     for split in ("train", "validation"):
         assert (tmp_path / "out/c" / split / "index.json").exists()
+
+
+# ---- a YAML says the same
+
+RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_a_configuration_with_licences_and_sizes(recipe):
+    from tessera.config import load
+    from tessera.data.preparation.config import TokenizeConfig
+
+    config = load(TokenizeConfig, recipe)
+    kinds = {name.split("_")[0] for name in config.sources}
+    assert kinds >= {"web", "code", "science"}
+    for source in config.sources.values():
+        assert source.path.startswith("hf://datasets/") and source.licence and source.tokens
+
+
+def test_there_is_a_recipe():
+    assert "pretrain.yaml" in [path.name for path in RECIPES]
+
+
+def test_a_yaml_makes_the_shards_of_the_command_line(tmp_path, tokenizer):
+    web = write_jsonl(tmp_path / "web.jsonl", make_records())
+    law = write_jsonl(tmp_path / "law.jsonl", [{"body": r["text"]} for r in make_records(99)])
+    arguments = ["--tokenizer", tokenizer, "--part-size", "9kb", "--validation-share", "0.2"]
+    told = ["--text-column", "acts=body", "--out", tmp_path / "told"]
+    done = call("tokenize", web, f"acts={law}", *arguments, *told)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "c.yaml").write_text(
+        f"out: {tmp_path}/nowhere\ntokenizer: {tokenizer}\npart_size: 9kb\nvalidation_share: 0.3\n"
+        f"sources:\n  web: {{path: {web}, licence: CC0}}\n  acts: {{path: {law}}}\n"
+    )
+    options = ["--config", tmp_path / "c.yaml", "sources.acts.text_column=body"]
+    options += ["validation_share=0.2", "--out", tmp_path / "read", "--workers", "1"]
+    done = call("tokenize", *options)
+    assert done.returncode == 0, done.stderr
+    read, said = contents(tmp_path / "read"), contents(tmp_path / "told")
+    assert read.keys() == said.keys()
+    different = {name.rpartition("/")[2] for name in read if read[name] != said[name]}
+    assert different == {"tessera.json"}, "only the licence differs"
+    assert json.loads(read["web/train/tessera.json"])["licence"] == "CC0"
+
+
+def test_every_mistake_in_a_yaml_is_told_at_once_with_what_was_meant(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "ouT: x\nshard_size: big\nsources:\n  web: {pth: a, quoting: strickt}\n"
+        "executor: {name: slrm, taskz: 3}\n"
+    )
+    done = call("tokenize", "--config", tmp_path / "c.yaml")
+    assert done.returncode == 2
+    for words_of_it in (
+        "did you mean 'out'?",
+        "shard_size: expected a size",
+        "did you mean 'path'?",
+        "did you mean 'slurm'?",
+        "did you mean 'tasks'?",
+        "sources.web.path: missing",
+    ):
+        assert words_of_it in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    done = call("tokenize", "--config", tmp_path / "c.yml")
+    assert (done.returncode, "did you mean" in done.stderr) == (2, True)
+    done = call("tokenize", "--config", tmp_path / "c.yaml", "--text-column", "x")
+    assert (done.returncode, "sources.NAME.text_column" in done.stderr) == (2, True)

@@ -100,35 +100,19 @@ def run(plan: Plan, config: ExecutorConfig) -> Iterator[int]:
     if not left:
         return
     if config.name == "local":
-        items = [(plan.weights[index], plan.items[index]) for index in left]
-        work = _Weighed(plan.work)
+        items = [plan.items[index] for index in left]
+        weights = [plan.weights[index] for index in left]
         # A process costs about as much to start as this many bytes to tokenise.
-        enough = 1 + sum(weight for weight, _ in items) // _BYTES_FOR_A_PROCESS
+        enough = 1 + sum(weights) // _BYTES_FOR_A_PROCESS
         workers = min(config.processes, len(items), enough)
         if workers == 1:
-            yield from (weight for weight, _ in one_by_one(items, work))
+            done_now = one_by_one(items, plan.work)
         else:
-            for weight, _ in in_processes(items, work, workers, plan.preload):
-                yield weight
+            done_now = in_processes(items, plan.work, workers, plan.preload)
+        yield from (weights[index] for index in done_now)
         return
     start = _Slurm if config.name == "slurm" else _Ray
     yield from _on_cluster(plan, left, config, start(config, plan.logs))
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """The work on items that bring their weight along."""
-
-    work: Work
-
-    def start(self) -> None:
-        self.work.start()
-
-    def do(self, item: tuple[int, Any]) -> None:
-        try:
-            self.work.do(item[1])
-        except MemoryError as error:
-            raise ValueError(f"{item[1]}: not enough memory") from error
 
 
 def _on_cluster(
@@ -247,10 +231,20 @@ class _Ray:
         self._waiting: list[tuple[Any, Any]] = []
         self._problem: str | None = None
         if not ray.is_initialized():
-            options: dict[str, Any] = {}
-            if not os.environ.get("RAY_ADDRESS"):
-                options["num_cpus"] = config.processes
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            self._connect()
+
+    def _connect(self) -> None:
+        options: dict[str, Any] = {}
+        if not os.environ.get("RAY_ADDRESS"):
+            # One on this machine, for this command alone: nothing to look at, little to keep.
+            options = {"num_cpus": self._config.processes, "include_dashboard": False}
+            options["object_store_memory"] = 1 << 27
+            os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except Exception as error:  # Ray raises no narrower one
+            raise ValueError(f"--executor ray: the cluster cannot be reached: {error}") from error
 
     def submit(self, groups: list[list[Any]], work: Work) -> None:
         self._waiting = [(group, work) for group in groups]

@@ -13,10 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
-
-Item = TypeVar("Item")
-Index = int
+from typing import Any, Protocol
 
 
 class Work(Protocol):
@@ -47,18 +44,18 @@ def lost(items: Sequence[Any], how: str) -> TasksLost:
     )
 
 
-def one_by_one(items: Sequence[Item], work: Work) -> Iterator[Item]:
-    """Do the items in this process, which may use every core for each."""
+def one_by_one(items: Sequence[Any], work: Work) -> Iterator[int]:
+    """Do the items in this process, which may use every core for each; yields their places."""
     work.start()
-    for item in items:
+    for index, item in enumerate(items):
         work.do(item)
-        yield item
+        yield index
 
 
 def in_processes(
-    items: Sequence[Item], work: Work, workers: int, preload: Sequence[str] = ()
-) -> Iterator[Item]:
-    """Do the items in processes of one core each; yields each when it is done.
+    items: Sequence[Any], work: Work, workers: int, preload: Sequence[str] = ()
+) -> Iterator[int]:
+    """Do the items in processes of one core each; yields the place of each when it is done.
 
     Raises:
         ValueError: what the first item that failed raised. Finished items stay finished.
@@ -94,7 +91,7 @@ def in_processes(
                     continue
                 if outcome is not None:
                     raise outcome
-                yield items[index]
+                yield index
                 if waiting:
                     worker.give(waiting.popleft(), items)
                 else:
@@ -155,6 +152,8 @@ def _serve(connection: Connection, work: Work) -> None:
             outcome: Exception | None = None
         except ValueError as error:  # of any kind: some cannot be sent
             outcome = ValueError(str(error))
+        except MemoryError:
+            outcome = ValueError(f"{item}: not enough memory; use fewer --workers")
         except OSError as error:
             outcome = error
         except Exception:
