@@ -20,7 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tessera.data.preparation.workers import Work, in_processes, lost, one_by_one
+from tessera.data.preparation.workers import (
+    Work,
+    WorkerFailed,
+    in_processes,
+    lost,
+    one_by_one,
+)
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +213,11 @@ class _Slurm:
     def problem(self) -> str | None:
         self._record.unlink(missing_ok=True)
         found = sorted(self._errors.iterdir()) if self._errors.is_dir() else []
-        return found[0].read_text() if found else None
+        if not found:
+            return None
+        with contextlib.suppress(OSError):
+            subprocess.run(["scancel", self._job], capture_output=True)
+        return found[0].read_text()
 
     def _in_queue(self, job: str) -> bool:
         command = ["squeue", "--noheader", f"--jobs={job}"]
@@ -262,8 +272,12 @@ class _Ray:
         ended, _ = wait(list(self._running)) if self._running else ([], [])
         for task in ended:
             del self._running[task]
-            with contextlib.suppress(self._ray.exceptions.RayError):
+            try:
                 self._problem = self._problem or self._ray.get(task)
+            except self._ray.exceptions.RayTaskError as error:
+                raise WorkerFailed(str(error)) from error
+            except self._ray.exceptions.RayError as error:  # a process or a machine is gone
+                log.warning("%s", " ".join(str(error).split())[:300])
         if self._problem:
             return False
         self._start()
@@ -280,7 +294,7 @@ def _do_share(share: list[Any], work: Work) -> str | None:
         work.start()
         for item in share:
             work.do(item)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return str(error)
     return None
 

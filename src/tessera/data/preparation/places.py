@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -22,7 +23,9 @@ _ATTEMPTS = 5
 _GLOB = re.compile(r"[*?\[]")
 _BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
 _STAMPS = ("mtime", "LastModified", "last_modified", "updated", "blob_id", "ETag", "etag")
+_AT_ONCE = 16
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class PlaceError(ValueError):
@@ -95,6 +98,14 @@ def is_file(address: str) -> bool:
         return os.path.isfile(address)
     system, path = file_system(address)
     return bool(_trying(address, lambda: system.isfile(path)))
+
+
+def at_once(action: Callable[[Item], Result], items: Sequence[Item], remote: bool) -> list[Result]:
+    """What an action gives for each item; of a store, many at a time, since each takes a while."""
+    if not remote or len(items) < 2:
+        return [action(item) for item in items]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(action, items))
 
 
 def remote_files(address: str) -> list[File]:

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from tessera.data.sources.mds_shard import INDEX, SUMMARY
 from tessera.files import write_whole
 
 PLAN = "plan.json"
-_AT_ONCE = 16
 
 
 class ShardFolder(ABC):
@@ -244,8 +242,7 @@ class StoreFolder(ShardFolder):
 
     def _records(self, parts: int) -> list[dict[str, Any]]:
         names = [f"{PARTS}/{number:06}.json" for number in range(parts)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return [json.loads(content or b"") for content in pool.map(self._read, names)]
+        return [json.loads(found or b"") for found in places.at_once(self._read, names, True)]
 
     def _read(self, name: str) -> bytes | None:
         return places.read_bytes(places.joined(self.address, name))

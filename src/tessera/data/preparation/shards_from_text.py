@@ -100,9 +100,12 @@ def plan_splits(config: TokenizeConfig, tokenizer: Tokenizer) -> list[Split]:
     for name, about in config.sources.items():
         source = input_of(name, about, config)
         files = source.found.splits
+        cut = {
+            split: cut_into_parts(chosen, source.root, config.part_size.value, source.reading)
+            for split, chosen in files.items()
+        }
         for split in SPLITS if "" in files else files:
-            chosen = files.get("") or files[split]
-            parts = cut_into_parts(chosen, source.root, config.part_size.value, source.reading)
+            chosen, parts = files.get("") or files[split], cut.get("") or cut[split]
             splits.append(
                 Split(
                     source=source,

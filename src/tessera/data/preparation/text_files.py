@@ -57,32 +57,44 @@ def cut_into_parts(
     Raises:
         ValueError: a file is not what its name says.
     """
+    remote = any(places.is_remote(file.address) for file in files)
+    of_each = places.at_once(
+        lambda file: _parts_of(file, root, part_bytes, reading or Reading()), files, remote
+    )
     parts: list[Part] = []
     small: list[File] = []
     small_bytes = 0
-    for file in files:
-        kind, compression = kind_of(file.name) or ("dataset", None)
-        if kind == "text":
+    for file, own in zip(files, of_each, strict=True):
+        parts.extend(own)
+        if not own and (kind_of(file.name) or ("",))[0] == "text":
             small.append(file)
             small_bytes += file.bytes
             if small_bytes >= part_bytes:
                 parts.append(_part(root, small, small_bytes))
                 small, small_bytes = [], 0
-        elif not places.is_remote(file.address) and is_dataset(file.address):
-            parts.extend(_dataset_parts(file, root, part_bytes))
-        elif kind == "parquet":
-            parts.extend(_parquet_parts(file, root, part_bytes))
-        elif kind == "jsonl" and compression is None and _can_be_cut(file, part_bytes, reading):
-            for start in range(0, file.bytes, part_bytes):
-                stop = min(start + part_bytes, file.bytes)
-                parts.append(_part(root, [file], stop - start, start, stop))
-        else:  # a compressed or quoted file can only be read from its beginning
-            parts.append(_part(root, [file], file.bytes))
     return [*parts, _part(root, small, small_bytes)] if small else parts
 
 
-def _can_be_cut(file: File, part_bytes: int, reading: Reading | None) -> bool:
-    reading = reading or Reading()
+def _parts_of(file: File, root: str, part_bytes: int, reading: Reading) -> list[Part]:
+    """The parts of one file; none of a text, which shares a part with others."""
+    kind, compression = kind_of(file.name) or ("dataset", None)
+    if kind == "text":
+        return []
+    if not places.is_remote(file.address) and is_dataset(file.address):
+        return list(_dataset_parts(file, root, part_bytes))
+    if kind == "parquet":
+        return list(_parquet_parts(file, root, part_bytes))
+    if kind == "jsonl" and compression is None and _can_be_cut(file, reading):
+        starts = range(0, file.bytes, part_bytes)
+        ends = [min(start + part_bytes, file.bytes) for start in starts]
+        return [
+            _part(root, [file], stop - start, start, stop)
+            for start, stop in zip(starts, ends, strict=True)
+        ]
+    return [_part(root, [file], file.bytes)]  # it can only be read from its beginning
+
+
+def _can_be_cut(file: File, reading: Reading) -> bool:
     with _named(file.address):
         return reading.cuts_lines and is_lines_of_json(file.address, reading)
 
@@ -259,11 +271,18 @@ class Input:
         """
         for line in self.found.lines():
             log.warning("%s: %s", self.name, line)
-        for files in self.found.splits.values():
-            for file in files:
-                if (kind_of(file.name) or ("dataset",))[0] != "text":
-                    part = Part(root=self.root, files=(file.name,), bytes=0)
-                    next(read_part(part, self.reading), None)
+        files = [
+            file
+            for files in self.found.splits.values()
+            for file in files
+            if (kind_of(file.name) or ("dataset",))[0] != "text"
+        ]
+
+        def look(file: File) -> None:
+            part = Part(root=self.root, files=(file.name,), bytes=0)
+            next(read_part(part, self.reading), None)
+
+        places.at_once(look, files, places.is_remote(self.path))
 
 
 def find_splits(path: str | Path) -> dict[str, list[File]]:
