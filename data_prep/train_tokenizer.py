@@ -30,6 +30,7 @@ from tokenizers import (
 )
 from tqdm import tqdm
 
+from tessera.data.preparation.places import File
 from tessera.data.preparation.text_files import (
     TEXT_COLUMN_HELP,
     Input,
@@ -122,7 +123,7 @@ def train(arguments: argparse.Namespace, corpora: list[Input]) -> int:
 def training_plan(arguments: argparse.Namespace, corpora: list[Input]) -> dict[str, object]:
     """What decides the result: the options, and the files by size and time of change."""
     files = [file for corpus in corpora for file in train_files(corpus.path)]
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    stats = [[Path(file.name).name, file.bytes, file.changed] for file in files]
     return {
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
         "vocab_size": arguments.vocab_size,
@@ -137,7 +138,7 @@ def is_current(out: Path, plan: dict[str, object]) -> bool:
     return (out / STAMP).is_file() and json.loads((out / STAMP).read_text()) == plan
 
 
-def train_files(corpus: Path) -> list[Path]:
+def train_files(corpus: str) -> list[File]:
     """The files of a corpus that a tokenizer may learn from: not the validation split's."""
     splits = find_splits(corpus)
     return splits.get("train") or splits.get("") or []
@@ -150,7 +151,7 @@ def texts(corpora: list[Input], split: str) -> Iterator[str]:
         splits = find_splits(corpus.path)
         files = splits.get(split) or splits.get("") or []
         parts = cut_into_parts(files, corpus.root, PART_BYTES)
-        documents = map(read_part, parts, itertools.repeat(corpus.columns))
+        documents = map(read_part, parts, itertools.repeat(corpus.reading))
         streams.append(itertools.chain.from_iterable(documents))
     for row in itertools.zip_longest(*streams):
         yield from (text for _, text in filter(None, row))

@@ -1,5 +1,4 @@
 import gzip
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -10,23 +9,14 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
+from preparing import SCRIPTS, words, write_jsonl
+from preparing import script as load
 
 from tessera.data.sources.mds import MdsDocuments
 from tessera.tokenizer import load_tokenizer
 
-SCRIPTS = Path(__file__).parents[1] / "data_prep"
 fork = multiprocessing.get_context("fork")
-
-
-def load(name):
-    """A script of data_prep as a module; tokenize.py must not take the standard one's name."""
-    spec = importlib.util.spec_from_file_location(f"data_prep_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -40,12 +30,6 @@ def run(monkeypatch, capsys):
         return status, captured.out + captured.err
 
     return call
-
-
-def words(count, seed=0):
-    rng = np.random.default_rng(seed)
-    vocabulary = ["tile", "row", "mosaic", "packs", "the", "of", "na\u00efve", "\u96c5", "def f():"]
-    return " ".join(vocabulary[i] for i in rng.integers(0, len(vocabulary), count))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +49,6 @@ def tokenizer_folder(tmp_path_factory, records):
     finally:
         sys.argv = argv
     return folder / "t"
-
-
-def write_jsonl(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records))
-    return path
 
 
 def read_shards(folder, tokenizer):
@@ -486,10 +464,10 @@ def test_killed_at_any_part_it_goes_on_and_the_result_is_the_same(
         ('{"text": 3}\n', {}, "column 'text' at c.jsonl@0 is int, not text"),
         ('["a"]\n', {}, "only list"),
         ('{"text": "a"}\n', {"id_column": "key"}, "no column 'key'"),
-        ('{"text": "a"}\n', {"shard_size": "4"}, "--shard-size: expected a size such as"),
-        ('{"text": "a"}\n', {"validation_share": "2"}, "validation-share is in"),
+        ('{"text": "a"}\n', {"shard_size": "4"}, "shard_size: expected a size such as"),
+        ('{"text": "a"}\n', {"validation_share": "2"}, "validation_share: is in"),
         ('{"text": "a"}\n', {"compression": "zip"}, "zip"),
-        ('{"text": "a"}\n', {"workers": "0"}, "--workers must be at least 1"),
+        ('{"text": "a"}\n', {"workers": "0"}, "workers: must be at least 1"),
     ],
 )
 def test_mistakes_are_one_message_and_leave_no_finished_folder(

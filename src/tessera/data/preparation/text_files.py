@@ -1,30 +1,31 @@
-"""Raw documents: (id, text) out of JSONL, Parquet, CSV, text files or Hugging Face datasets.
+"""Raw documents: (id, text) out of files of every kind, wherever they are.
 
 A corpus is cut into parts, pieces of files that can be read by themselves, so that processes can
 share the work and a restart can leave out what is done. Parts do not depend on how many processes
 there are.
 """
 
-import csv
-import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tessera.data.preparation import places
+from tessera.data.preparation.discovery import Found, discover, is_dataset, kind_of
+from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, NULS, Notes
+from tessera.data.preparation.places import File, Interrupted
+from tessera.data.preparation.records import Reading, is_lines_of_json, records
 
 log = logging.getLogger(__name__)
 
 Document = tuple[str, str]
 """(id, text)."""
 
-JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-TABLES = (".parquet", ".csv", ".tsv")
-TEXTS = (".txt", ".md", ".rst")
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_ROWS_AT_ONCE = 1000
 TEXT_COLUMN_HELP = "column that holds the text, of all inputs or NAME=COLUMN; repeatable (text)"
+ENCODING_HELP = "encoding of text files, of all inputs or NAME=ENCODING; repeatable (utf-8)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,103 +43,76 @@ class Part:
     bytes: int
     """Roughly how much there is to read, for progress bars."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """Which columns hold what."""
-
-    text: str = "text"
-    id: str | None = None
-    """None: 'id' if there is such a column, else the place of the document in its file."""
+    def __str__(self) -> str:
+        more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
+        cut = f" from {self.start} to {self.stop}" if self.stop is not None else ""
+        return f"{places.joined(self.root, self.files[0])}{more}{cut}"
 
 
-def find_splits(path: Path) -> dict[str, list[Path]]:
-    """The files of a source: by split if names or folders say so, else all under ''.
-
-    Raises:
-        ValueError: there is nothing readable.
-    """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
-    splits: dict[str, list[Path]] = {}
-    others: list[Path] = []
-    if path.is_dir() and not is_dataset(path):
-        for entry in sorted(path.iterdir()):
-            name = entry.name.split(".")[0].split("-")[0]
-            if name in ("train", "validation"):
-                splits.setdefault(name, []).extend(_files(entry))
-            else:
-                others.extend(_files(entry))
-    splits = {name: files for name, files in splits.items() if files} or {"": _files(path)}
-    if others and "" not in splits:
-        log.warning("%s: left out %d files beside the splits: %s...", path, len(others), others[0])
-    if not any(splits.values()):
-        raise ValueError(
-            f"{path} holds no documents; readable are {', '.join(JSONL + TABLES + TEXTS)} files, "
-            "and folders that `datasets` saved"
-        )
-    return splits
-
-
-def is_dataset(path: Path) -> bool:
-    """Whether `datasets` saved this folder with `save_to_disk`."""
-    return (path / "dataset_info.json").is_file() and (path / "state.json").is_file()
-
-
-def _files(path: Path) -> list[Path]:
-    """Readable files under a path; text files only where nothing else is."""
-    if path.is_file() or is_dataset(path):
-        return [path] if is_dataset(path) or path.name.endswith(JSONL + TABLES + TEXTS) else []
-    inside = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-    datasets = sorted({file.parent for file in inside if is_dataset(file.parent)})
-    structured = sorted(file for file in inside if file.name.endswith(JSONL + TABLES))
-    return datasets or structured or sorted(f for f in inside if f.name.endswith(TEXTS))
-
-
-def cut_into_parts(files: list[Path], root: Path, part_bytes: int) -> list[Part]:
+def cut_into_parts(
+    files: Sequence[File], root: str, part_bytes: int, reading: Reading | None = None
+) -> list[Part]:
     """Parts of about `part_bytes` each, in the order of the files.
 
     Raises:
         ValueError: a file is not what its name says.
     """
+    remote = any(places.is_remote(file.address) for file in files)
+    of_each = places.at_once(
+        lambda file: _parts_of(file, root, part_bytes, reading or Reading()), files, remote
+    )
     parts: list[Part] = []
-    small: list[Path] = []
+    small: list[File] = []
     small_bytes = 0
-    for file in files:
-        if file.name.endswith(TEXTS):
+    for file, own in zip(files, of_each, strict=True):
+        parts.extend(own)
+        if not own and (kind_of(file.name) or ("",))[0] == "text":
             small.append(file)
-            small_bytes += file.stat().st_size
+            small_bytes += file.bytes
             if small_bytes >= part_bytes:
                 parts.append(_part(root, small, small_bytes))
                 small, small_bytes = [], 0
-        elif file.name.endswith(".jsonl"):
-            size = file.stat().st_size
-            for start in range(0, size, part_bytes):
-                stop = min(start + part_bytes, size)
-                parts.append(_part(root, [file], stop - start, start, stop))
-        elif file.name.endswith(".parquet"):
-            parts.extend(_parquet_parts(file, root, part_bytes))
-        elif is_dataset(file):
-            parts.extend(_dataset_parts(file, root, part_bytes))
-        else:  # a compressed or quoted file can only be read from its beginning
-            parts.append(_part(root, [file], file.stat().st_size))
     return [*parts, _part(root, small, small_bytes)] if small else parts
 
 
+def _parts_of(file: File, root: str, part_bytes: int, reading: Reading) -> list[Part]:
+    """The parts of one file; none of a text, which shares a part with others."""
+    kind, compression = kind_of(file.name) or ("dataset", None)
+    if kind == "text":
+        return []
+    if not places.is_remote(file.address) and is_dataset(file.address):
+        return list(_dataset_parts(file, root, part_bytes))
+    if kind == "parquet":
+        return list(_parquet_parts(file, root, part_bytes))
+    if kind == "jsonl" and compression is None and _can_be_cut(file, reading):
+        starts = range(0, file.bytes, part_bytes)
+        ends = [min(start + part_bytes, file.bytes) for start in starts]
+        return [
+            _part(root, [file], stop - start, start, stop)
+            for start, stop in zip(starts, ends, strict=True)
+        ]
+    return [_part(root, [file], file.bytes)]  # it can only be read from its beginning
+
+
+def _can_be_cut(file: File, reading: Reading) -> bool:
+    with _named(file.address):
+        return reading.cuts_lines and is_lines_of_json(file.address, reading)
+
+
 def _part(
-    root: Path, files: list[Path], size: int, start: int = 0, stop: int | None = None
+    root: str, files: Sequence[File], size: int, start: int = 0, stop: int | None = None
 ) -> Part:
-    names = tuple(str(file.relative_to(root)) for file in files)
-    return Part(root=str(root), files=names, start=start, stop=stop, bytes=size)
+    names = tuple(file.name for file in files)
+    return Part(root=root, files=names, start=start, stop=stop, bytes=size)
 
 
-def _parquet_parts(file: Path, root: Path, part_bytes: int) -> Iterator[Part]:
+def _parquet_parts(file: File, root: str, part_bytes: int) -> Iterator[Part]:
     import pyarrow.parquet
 
-    try:
-        metadata = pyarrow.parquet.ParquetFile(file).metadata
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    remote = places.is_remote(file.address)
+    with _named(file.address):
+        source = places.open_file(file.address, 1 << 16) if remote else file.address
+        metadata = pyarrow.parquet.ParquetFile(source).metadata
     start = size = 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
@@ -147,155 +121,123 @@ def _parquet_parts(file: Path, root: Path, part_bytes: int) -> Iterator[Part]:
             start, size = group + 1, 0
 
 
-def _dataset_parts(folder: Path, root: Path, part_bytes: int) -> Iterator[Part]:
+def _dataset_parts(file: File, root: str, part_bytes: int) -> Iterator[Part]:
     import datasets
 
-    rows = len(datasets.load_from_disk(str(folder)))
-    size = sum(file.stat().st_size for file in folder.glob("*.arrow"))
-    rows_per_part = max(1, rows * part_bytes // max(size, 1))
+    with _named(file.address):
+        rows = len(datasets.load_from_disk(file.address))
+    rows_per_part = max(1, rows * part_bytes // max(file.bytes, 1))
     for start in range(0, rows, rows_per_part):
         stop = min(start + rows_per_part, rows)
-        yield _part(root, [folder], size * (stop - start) // rows, start, stop)
+        yield _part(root, [file], file.bytes * (stop - start) // rows, start, stop)
 
 
-def read_part(part: Part, columns: Columns) -> Iterator[Document]:
+def read_part(part: Part, reading: Reading, notes: Notes | None = None) -> Iterator[Document]:
     """The documents of a part, in order.
+
+    Args:
+        part: What to read.
+        reading: Columns, encoding and quotes.
+        notes: Gets what is worth saying of the documents.
 
     Raises:
         ValueError: a file is not what its name says, or lacks the column; names it and the place.
+        Interrupted: a store did not answer; reading the part again may work.
     """
+    notes = Notes() if notes is None else notes
     for name in part.files:
-        path = Path(part.root) / name
-        try:
-            for place, row in _rows(path, part, columns):
-                yield _document(row, columns, f"{name}{place}")
-        except UnicodeDecodeError as error:
+        address, seen = places.joined(part.root, name), Notes()
+        with _named(address):
+            for place, record in records(address, reading, seen, part.start, part.stop):
+                yield _document(record, reading, f"{name}{place}", notes)
+        for what, (count, place) in seen.found.items():
+            notes.add(what, f"{name}, {place}", count)
+
+
+class _named:
+    """Names the file in whatever its reader raises; a store's errors name it already."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, Interrupted):
+            return
+        if isinstance(error, OSError):
             raise ValueError(
-                f"{path}: not UTF-8 ({error}); convert it, such as with iconv, or replace it"
+                f"{self._address}: cannot be read, and may be cut short ({error}); replace it"
             ) from error
-        except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be read, and may be cut short ({error}); replace it"
-            ) from error
-        except ValueError as error:  # of many libraries, few of which name the file
-            raise ValueError(f"{path}: {error}") from error
+        if isinstance(error, ValueError) and not str(error).startswith(self._address):
+            raise ValueError(f"{self._address}: {error}") from error
 
 
-def _rows(path: Path, part: Part, columns: Columns) -> Iterator[tuple[str, Any]]:
-    """(place in the file, record) of what a part has of a file."""
-    if is_dataset(path):
-        return _dataset_rows(path, part)
-    if path.name.endswith(TEXTS):
-        text = path.read_text(encoding="utf-8", errors="replace")
-        return iter([("", {columns.text: text})])
-    if path.name.endswith(JSONL):
-        return _jsonl_rows(path, part)
-    if path.name.endswith(".parquet"):
-        return _parquet_rows(path, part, columns)
-    return _csv_rows(path)
-
-
-def _document(row: Any, columns: Columns, place: str) -> Document:
-    if not isinstance(row, dict) or columns.text not in row:
-        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(
-            f"no column '{columns.text}' at {place}, only {found}; name it with --text-column"
-        )
-    text = row[columns.text]
+def _document(record: Any, reading: Reading, place: str, notes: Notes) -> Document:
+    text = _column(record, reading.text)
+    if text is _ABSENT:
+        raise ValueError(_no_column(record, reading.text, place))
     if text is not None and not isinstance(text, str):
         raise ValueError(
-            f"column '{columns.text}' at {place} is {type(text).__name__}, not text; name the "
-            "right one with --text-column"
+            f"column '{reading.text}' at {place} is {type(text).__name__}, not text; name the "
+            "right one with --text-column" + _inside(text, reading.text)
         )
-    if columns.id is not None and columns.id not in row:
-        raise ValueError(f"no column '{columns.id}' at {place}; correct --id-column")
-    document_id = row.get(columns.id or "id")
-    return place if document_id is None else str(document_id), _encodable(text or "")
+    document_id = _column(record, reading.id or "id")
+    if document_id is _ABSENT:
+        if reading.id is not None:
+            raise ValueError(f"no column '{reading.id}' at {place}; correct --id-column")
+        document_id = None
+    return place if document_id is None else str(document_id), _clean(text or "", place, notes)
 
 
-def _encodable(text: str) -> str:
-    """The text with '?' for halves of surrogate pairs, which JSON may hold and UTF-8 may not."""
+_ABSENT = object()
+
+
+def _column(record: Any, name: str) -> Any:
+    """The value of a column, whose name may be dotted; `_ABSENT` if there is none."""
+    if not isinstance(record, Mapping):
+        return _ABSENT
+    if name in record:
+        return record[name]
+    outer, dot, inner = name.partition(".")
+    return _column(record.get(outer), inner) if dot else _ABSENT
+
+
+def _no_column(record: Any, name: str, place: str) -> str:
+    found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+    message = f"no column '{name}' at {place}, only {found}; name it with --text-column"
+    return message + _inside(record, "")
+
+
+def _inside(value: Any, name: str) -> str:
+    """Which texts stand inside a record, as one would name them."""
+    found: list[str] = []
+
+    def look(value: Any, name: str) -> None:
+        if isinstance(value, Mapping) and len(found) < 5:
+            for key, inner in value.items():
+                look(inner, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, str) and "." in name:
+            found.append(name)
+
+    look(value, name)
+    return f", such as {' or '.join(found)}" if found else ""
+
+
+def _clean(text: str, place: str, notes: Notes) -> str:
+    """The text without a byte order mark; what else is odd about it is counted."""
+    text = text.removeprefix("\ufeff")
+    if "\ufffd" in text:
+        notes.add(DAMAGED, place)
+    if "\0" in text:
+        notes.add(NULS, place)
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # halves of pairs, which JSON may hold and UTF-8 may not
+        notes.add(HALF_PAIRS, place)
         return text.encode(errors="replace").decode()
     return text
-
-
-def _jsonl_rows(path: Path, part: Part) -> Iterator[tuple[str, Any]]:
-    if path.suffix in _COMPRESSIONS:
-        import pyarrow
-
-        stream = pyarrow.input_stream(str(path), compression=_COMPRESSIONS[path.suffix])
-        lines: Any = enumerate(_lines(stream))
-    else:
-        lines = _lines_between(path, part.start, part.stop)
-    for place, line in lines:
-        if line.strip():
-            try:
-                yield f"@{place}", json.loads(line)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"not UTF-8 in the line at {place} ({error}); mend or remove it"
-                ) from error
-            except ValueError as error:
-                raise ValueError(
-                    f"no JSON in the line at {place} ({error}); mend or remove it"
-                ) from error
-
-
-def _lines_between(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of the lines that begin inside a range of bytes."""
-    with open(path, "rb") as file:
-        if start:
-            file.seek(start - 1)
-            file.readline()
-        offset = file.tell()
-        while stop is None or offset < stop:
-            line = file.readline()
-            if not line:
-                return
-            yield offset, line
-            offset += len(line)
-
-
-def _lines(stream: Any) -> Iterator[bytes]:
-    """Lines of a stream that only reads blocks."""
-    rest = b""
-    while block := stream.read(1 << 22):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
-
-
-def _parquet_rows(path: Path, part: Part, columns: Columns) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(path)
-    groups = list(range(part.start, part.stop or file.metadata.num_row_groups))
-    row = sum(file.metadata.row_group(group).num_rows for group in range(part.start))
-    names = set(file.schema_arrow.names)
-    wanted = sorted({columns.text, columns.id or "id"} & names) if columns.text in names else None
-    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=wanted):
-        for values in batch.to_pylist():
-            yield f"#{row}", values
-            row += 1
-
-
-def _dataset_rows(path: Path, part: Part) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    rows = datasets.load_from_disk(str(path))
-    for row in range(part.start, part.stop or len(rows)):
-        yield f"#{row}", rows[row]
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file, delimiter=delimiter)):
-            yield f"#{number}", row
 
 
 # ---- what a command line names
@@ -306,55 +248,107 @@ class Input:
     """One source of text."""
 
     name: str
-    path: Path
-    columns: Columns
+    path: str
+    """Address of a file or folder, or a glob; local, or of a store."""
+    reading: Reading
+    ignore_split_names: bool = False
 
-    @property
-    def root(self) -> Path:
+    @cached_property
+    def found(self) -> Found:
+        """Its files by split, and what was left out."""
+        return discover(self.path, ignore_split_names=self.ignore_split_names)
+
+    @cached_property
+    def root(self) -> str:
         """The folder that its documents' ids are relative to."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return places.root_of(self.path)
 
     def check_first_records(self) -> None:
-        """Read one record of every file.
+        """Say what is left out, and read one record of every file that has columns.
 
         Raises:
             ValueError: a file cannot be read, or lacks a column; names it.
         """
-        for files in find_splits(self.path).values():
-            for file in files:
-                if not file.name.endswith(TEXTS):
-                    name = str(file.relative_to(self.root))
-                    part = Part(root=str(self.root), files=(name,), bytes=0)
-                    next(read_part(part, self.columns), None)
+        for line in self.found.lines():
+            log.warning("%s: %s", self.name, line)
+        files = [
+            file
+            for files in self.found.splits.values()
+            for file in files
+            if (kind_of(file.name) or ("dataset",))[0] != "text"
+        ]
+
+        def look(file: File) -> None:
+            part = Part(root=self.root, files=(file.name,), bytes=0)
+            next(read_part(part, self.reading), None)
+
+        places.at_once(look, files, places.is_remote(self.path))
+
+
+def find_splits(path: str | Path) -> dict[str, list[File]]:
+    """The files of a source: by split if names say so, else all under ''.
+
+    Raises:
+        ValueError: there is nothing readable.
+    """
+    return discover(str(path)).splits
 
 
 def parse_inputs(
-    texts: Sequence[str], text_columns: Sequence[str], id_column: str | None = None
+    texts: Sequence[str],
+    text_columns: Sequence[str] = (),
+    id_column: str | None = None,
+    encodings: Sequence[str] = (),
+    quoting: Any = None,
+    *,
+    ignore_split_names: bool = False,
 ) -> list[Input]:
-    """The inputs `[NAME=]PATH`, with the text columns `COLUMN` (of all) or `NAME=COLUMN`.
+    """The inputs `[NAME=]ADDRESS`, with options of all, or of one as `NAME=VALUE`.
 
     Raises:
-        ValueError: a column is for an input that there is not.
+        ValueError: an option is for an input that there is not.
     """
-    paths = []
+    named = []
     for text in texts:
-        name, separator, path = text.rpartition("=")
-        if not separator or Path(text).exists():
-            name, path = Path(text).name.split(".")[0], text
-        paths.append((name, Path(path)))
-    column, by_name = "text", {}
-    for text in text_columns:
+        name, separator, path = text.partition("=")
+        if not separator or "/" in name or Path(text).exists():
+            before_glob = re.split(r"/[^/]*[*?\[]", text)[0]
+            name, path = Path(before_glob).name.split(".")[0], text
+        named.append((name, places.expanded(path)))
+    names = [name for name, _ in named]
+    columns = _by_name("--text-column", text_columns, names, "text")
+    codecs = _by_name("--encoding", encodings, names, "utf-8")
+    for encoding in codecs.values():
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(f"--encoding {encoding}: no such encoding; such as latin-1") from None
+    return [
+        Input(
+            name=name,
+            path=path,
+            reading=Reading(
+                text=columns[name], id=id_column, encoding=codecs[name], quoting=quoting
+            ),
+            ignore_split_names=ignore_split_names,
+        )
+        for name, path in named
+    ]
+
+
+def _by_name(
+    option: str, texts: Sequence[str], names: Sequence[str], default: str
+) -> dict[str, str]:
+    """The value of an option for each input."""
+    by_name: dict[str, str] = {}
+    for text in texts:
         name, separator, own = text.partition("=")
         if not separator:
-            column = text
-        elif name in dict(paths):
+            default = text
+        elif name in names:
             by_name[name] = own
         else:
             raise ValueError(
-                f"--text-column {text}: no input is named '{name}'; there are "
-                + ", ".join(name for name, _ in paths)
+                f"{option} {text}: no input is named '{name}'; there are {', '.join(names)}"
             )
-    return [
-        Input(name=name, path=path, columns=Columns(text=by_name.get(name, column), id=id_column))
-        for name, path in paths
-    ]
+    return {name: by_name.get(name, default) for name in names}
