@@ -51,7 +51,7 @@ class MaskingConfig:
     over: Duration | None = None
     """How long the rate takes to reach `final_rate`."""
     whole_words: bool = False
-    """Mask all the tokens of a word together."""
+    """Mask all the tokens of a word together. An ideograph is a word; eight tokens are the most."""
 
     def __post_init__(self) -> None:
         found = []

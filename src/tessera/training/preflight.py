@@ -32,7 +32,8 @@ def examine(config: RunConfig, world_size: int) -> Findings:
     doubts: list[str] = []
     tokenizer = None
     try:
-        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer, quiet=True)
+        doubts += [f"tokenizer: {doubt}" for doubt in tokenizer.doubts]
     except ValueError as error:
         found.append(f"tokenizer: {error}")
     if tokenizer is not None and tokenizer.size > config.model.vocab_size:
