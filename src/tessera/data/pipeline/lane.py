@@ -39,7 +39,7 @@ class LaneState:
             last[source] = document
         return {
             "rows": self.rows,
-            "cursors": [[*cursor[:4], list(cursor.bad_shards)] for cursor in self.cursors],
+            "cursors": [_cursor_to_json(cursor) for cursor in self.cursors],
             "drawn": list(self.drawn),
             "waiting": waiting,
         }
@@ -53,8 +53,16 @@ class LaneState:
         for source, step, piece in zip(flat, flat, flat, strict=True):
             last[source] += step
             waiting.append((source, last[source], piece))
-        cursors = tuple(Cursor._make((*c[:4], tuple(c[4]))) for c in plain["cursors"])
+        cursors = tuple(
+            Cursor._make((*c[:4], tuple(c[4]), *(c[5:] or [0]))) for c in plain["cursors"]
+        )
         return cls(plain["rows"], cursors, tuple(plain["drawn"]), tuple(waiting))
+
+
+def _cursor_to_json(cursor: Cursor) -> list[Any]:
+    """Without what few sources have: states of other sources stay as they always were."""
+    rare = [cursor.outside_documents] if cursor.outside_documents else []
+    return [*cursor[:4], list(cursor.bad_shards), *rare]
 
 
 class Lane:

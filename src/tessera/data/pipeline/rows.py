@@ -56,6 +56,11 @@ class RowFormat:
     """Rows of the model's embedding: no id may reach it."""
     vocabulary: Vocabulary
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """The ids of [CLS] and [SEP]."""
+        return int(self.cls_id[0]), int(self.sep_id[0])
+
 
 def lay_out(pieces: Sequence[Piece], form: RowFormat) -> tuple[np.ndarray, np.ndarray, int]:
     """Segments `[CLS] content [SEP]` end to end, then padding in ones of at most `max_seq_len`.

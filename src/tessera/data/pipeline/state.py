@@ -57,14 +57,20 @@ class LoaderState:
         }
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """Per source, how many empty and how many unreadable documents these lanes have met."""
-        return {
-            name: {
-                "empty": sum(lane.cursors[n].empty_documents for lane in self.lanes.values()),
-                "unreadable": sum(lane.cursors[n].bad_documents for lane in self.lanes.values()),
+        """Per source, how many documents these lanes have passed over: empty, unreadable ones.
+
+        And those outside the lengths asked for, where there are any.
+        """
+        found = {}
+        for n, name in enumerate(self.sources):
+            cursors = [lane.cursors[n] for lane in self.lanes.values()]
+            found[name] = {
+                "empty": sum(cursor.empty_documents for cursor in cursors),
+                "unreadable": sum(cursor.bad_documents for cursor in cursors),
             }
-            for n, name in enumerate(self.sources)
-        }
+            if outside := sum(cursor.outside_documents for cursor in cursors):
+                found[name]["outside_length"] = outside
+        return found
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "LoaderState":
@@ -124,6 +130,9 @@ def fingerprint(
         key = f"{_SOURCES}{reader.name}"
         found[key] = f"index {reader.documents.index_fingerprint}"
         found[f"{key}.weight"] = str(source.weight)
+        for name in ("min_document_tokens", "max_document_tokens"):
+            if (value := getattr(source, name)) is not None:  # old checkpoints know no such key
+                found[f"{key}.{name}"] = str(value)
     return found
 
 

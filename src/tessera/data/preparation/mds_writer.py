@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera.data.sources import special_tokens
 from tessera.data.sources.mds_shard import (
     ID_COLUMN,
     INDEX,
@@ -145,6 +146,7 @@ def publish(
         "tokenizer": tokenizer_fingerprint,
         "vocab_size": vocab_size,
         "dtype": token_dtype(vocab_size).name,
+        special_tokens.KEY: special_tokens.NONE,
         **_statistics(counts),
         "shards": len(entries),
         "prepared_from": prepared_from,
