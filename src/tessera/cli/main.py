@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from tessera.cli import data
 from tessera.config import ConfigError, mistake
 
 
@@ -88,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=10, metavar="N")
     sub.add_argument("--world-size", type=int, default=1, metavar="W")
     sub.add_argument("--ids", action="store_true", help="with the documents of each batch")
+
+    data.add_arguments(command("data", data.run, data.HELP))
 
     sub = command("evaluate", _evaluate, "Masked-LM loss per source; masks filled by an export.")
     sub.add_argument("models", nargs="+", metavar="MODEL", help="checkpoint, run or HF folder")
