@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
         help="lay the larger --model from tiles of the source",
     )
 
+    sub.add_argument(
+        "--extend-tokenizer",
+        metavar="FOLDER_OR_FILE",
+        help="add its tokens, and rows for them: a tokenizer that extends the source's, or a "
+        "file of tokens, one a line",
+    )
+
     sub = command("export", _export, "A checkpoint to a Hugging Face folder, verified.")
     sub.add_argument("checkpoint", help="a .pt file or a run folder")
     sub.add_argument("--out", required=True, metavar="DIR")
@@ -123,12 +130,23 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from tessera.checkpoints.importer import import_checkpoint
     from tessera.config import load
     from tessera.model.config import ModelConfig
+    from tessera.tokenizer.extension import read_addition
 
     target = load(ModelConfig, options.model) if options.model else None
-    print(import_checkpoint(options.source, options.out, target, tile=options.tile))
+    addition = read_addition(options.extend_tokenizer) if options.extend_tokenizer else None
+
+    from tessera.checkpoints.importer import import_checkpoint
+
+    made = import_checkpoint(
+        options.source, options.out, target, tile=options.tile, extend_tokenizer=addition
+    )
+    print(made)
+    if addition is not None:
+        beside = made.with_name(f"{made.stem}-tokenizer")
+        folder = beside if isinstance(addition, tuple) else options.extend_tokenizer
+        print(f"tokenizer: {folder}; prepare text with it, and name it in the YAML")
     return 0
 
 

@@ -36,7 +36,7 @@ def word_starts(backend: tokenizers.Tokenizer, size: int) -> np.ndarray | None:
     if parts["model"]["type"] == "WordPiece" and prefix:
         return np.array(
             [
-                not token.startswith(prefix) or _is_ideograph(token.removeprefix(prefix)[:1])
+                not token.startswith(prefix) or is_ideograph(token.removeprefix(prefix)[:1])
                 for token in tokens
             ]
         )
@@ -57,15 +57,16 @@ def word_starts(backend: tokenizers.Tokenizer, size: int) -> np.ndarray | None:
 
 def _begins_with_ideograph(token: str, byte_of: dict[str, int] | None) -> bool:
     if byte_of is None or not token or any(sign not in byte_of for sign in token[:4]):
-        return _is_ideograph(token[:1])
+        return is_ideograph(token[:1])
     first = bytes(byte_of[sign] for sign in token[:4])
     character = first.decode("utf-8", errors="ignore")[:1]
     if character and first.startswith(character.encode()):
-        return _is_ideograph(character)
+        return is_ideograph(character)
     return first[0] in _IDEOGRAPH_LEAD_BYTES
 
 
-def _is_ideograph(character: str) -> bool:
+def is_ideograph(character: str) -> bool:
+    """Whether a character is a word of its own."""
     return bool(character) and any(first <= ord(character) <= last for first, last in _IDEOGRAPHS)
 
 

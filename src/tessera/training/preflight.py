@@ -13,6 +13,7 @@ from tessera.data.config import SourceConfig
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
+from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
 
 
@@ -144,14 +145,25 @@ def _examine_origin(
                     "continues the architecture of the one before"
                 )
     if checkpoint.tokenizer_files is not None and tokenizer is not None:
-        theirs_print = tokenizer_of(checkpoint.tokenizer_files, f"in {path}").fingerprint
-        if theirs_print != tokenizer.fingerprint:
-            found.append(
-                f"tokenizer: {config.tokenizer} is not the one that {path} ({key}) was trained "
-                "with; its token ids would mean other words"
-            )
+        trained_with = tokenizer_of(checkpoint.tokenizer_files, f"in {path}")
+        if trained_with.fingerprint != tokenizer.fingerprint:
+            found.append(_other_tokenizer(key, path, trained_with, tokenizer))
     doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
     return Findings(found, doubts if key == "start_from" else [])
+
+
+def _other_tokenizer(key: str, path: str, trained_with: Tokenizer, ours: Tokenizer) -> str:
+    if not_an_extension(trained_with, ours) is None:
+        added = ours.size - trained_with.size
+        return (
+            f"tokenizer: {ours.name} adds {added} tokens to the one that {path} ({key}) was "
+            "trained with, whose model has no rows for them; make them with `tessera import "
+            f"{path} --out FILE.pt --extend-tokenizer {ours.name}`, and start from that file"
+        )
+    return (
+        f"tokenizer: {ours.name} is not the one that {path} ({key}) was trained with; its token "
+        "ids would mean other words"
+    )
 
 
 def _unfinished(path: str, checkpoint: Checkpoint) -> list[str]:

@@ -15,6 +15,11 @@ log = logging.getLogger(__name__)
 
 _LOCATE_AT_ONCE = 1024
 _GIVE_UP_AFTER = 1_000_000
+_NOTHING = "empty or unreadable, so there is nothing to train on; prepare it again"
+_OUTSIDE_TOO = (
+    "empty, unreadable, or outside min_document_tokens and max_document_tokens, so there is "
+    "nothing to train on; widen these"
+)
 
 
 class Documents(Protocol):
@@ -211,11 +216,9 @@ def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Pi
             document, first = document + 1, 0
             if barren > min(stream.order.documents, _GIVE_UP_AFTER):
                 raise ValueError(
-                    f"source '{stream.name}': {barren} documents in a row are empty, unreadable"
-                    + (", or outside min_document_tokens and max_document_tokens" * bool(outside))
-                    + ", so there is nothing to train on; "
-                    + ("widen these, " if outside else "prepare it again, ")
-                    + "or set its weight to 0"
+                    f"source '{stream.name}': {barren} documents in a row are "
+                    + (_OUTSIDE_TOO if outside else _NOTHING)
+                    + ", or set its weight to 0"
                 )
 
 
