@@ -50,6 +50,11 @@ def test_check_warns_of_a_tokenizer_that_frames_text_otherwise(corpus, tmp_path,
     assert shown.startswith("warning") and "frames a text x as 'x', training as" in shown
 
 
+def test_check_refuses_whole_words_where_nobody_can_tell_them(yaml_path, capsys):
+    said = refused(capsys, "check", yaml_path, "train_data.masking.whole_words=true")
+    assert "train_data.masking.whole_words: the tokens of" in said
+
+
 def test_check_tells_what_an_interrupted_phase_would_resume_from(corpus, tmp_path, capsys):
     plain = settings(corpus, tmp_path / "run", evaluation__at_end=False)
     assert train({**plain, "duration": "4ba", "schedule": {"name": "constant"}}) == 0

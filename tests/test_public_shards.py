@@ -114,6 +114,12 @@ def test_documents_without_special_tokens_are_left_alone(tmp_path, caplog):
     assert "taken off" not in caplog.text
 
 
+def test_what_looks_like_another_tokenizers_special_tokens_is_said(tmp_path, caplog):
+    strange = [(name, np.array([77, *tokens, 88], np.uint32)) for name, tokens in chunks()]
+    rows(publish(tmp_path / "a", strange))
+    assert "begin with token id 77 and end with 88, which are not this tokenizer's" in caplog.text
+
+
 def test_prepared_shards_say_that_they_hold_none(tmp_path):
     plain = [(name, tokens) for name, tokens in chunks(framed=False)]
     write_shards(tmp_path / "a", plain, vocab_size=SIZE)

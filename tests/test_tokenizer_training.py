@@ -174,7 +174,7 @@ def test_checking_a_tokenizer_that_cannot_encode_everything_says_how_much(
     assert module.main() == 2
     printed = capsys.readouterr().out
     assert "round trip fails for" in printed
-    assert "1 of which cannot be encoded at all, 7 characters lost" in printed
+    assert "1 of which cannot be encoded at all, 7 of 25 characters lost" in printed
     assert "WARNING" in printed and "frames a text x as 'x'" in printed
 
 

@@ -42,6 +42,12 @@ def examine(config: RunConfig, world_size: int) -> Findings:
             f"model.vocab_size: {config.model.vocab_size} rows cannot hold the {tokenizer.size} "
             f"tokens of {config.tokenizer}; use {-(-tokenizer.size // 64) * 64}"
         )
+    whole_words = config.train_data.masking.whole_words
+    if whole_words and tokenizer is not None and tokenizer.word_starts is None:
+        found.append(
+            f"train_data.masking.whole_words: the tokens of {config.tokenizer} do not show where a "
+            "word begins; set it to false"
+        )
     elsewhere = config.evaluation.sources
     whole = config.train_data.on_bad_shard == "stop"
     for name, source in config.train_data.sources.items():

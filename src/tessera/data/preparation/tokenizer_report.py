@@ -24,7 +24,9 @@ class Fit:
     refused: int
     """Documents that cannot be encoded at all."""
     lost: int
-    """Characters in no token, or in the unknown one, blanks apart."""
+    """Characters in no token, or in the unknown one."""
+    visible: int
+    """Characters that could be lost: all but blanks."""
     used: np.ndarray
     """(ids,) bool: which ids occur."""
 
@@ -39,8 +41,8 @@ class Fit:
         if self.refused:
             text += f", {self.refused} of which cannot be encoded at all"
         if self.lost:
-            share = self.lost / max(self.characters, 1)
-            text += f", {self.lost} characters lost ({share:.2%})"
+            share = self.lost / max(self.visible, 1)
+            text += f", {self.lost} of {self.visible} characters lost ({share:.2%})"
         return text
 
 
@@ -59,7 +61,7 @@ def fit(tokenizer: Tokenizer, texts: Sequence[str]) -> Fit:
         used[ids] = True
         tokens += len(ids)
         broken += unicodedata.normalize("NFC", text) != tokenizer.decode(ids)
-    lost, _ = lost_characters(tokenizer.backend, tokenizer.role_ids.get("unk"), texts)
+    lost, visible = lost_characters(tokenizer.backend, tokenizer.role_ids.get("unk"), texts)
     return Fit(
         documents=len(texts),
         words=sum(len(text.split()) for text in readable),
@@ -69,6 +71,7 @@ def fit(tokenizer: Tokenizer, texts: Sequence[str]) -> Fit:
         broken=broken + refused,
         refused=refused,
         lost=lost,
+        visible=visible,
         used=used,
     )
 
@@ -106,6 +109,6 @@ def describe_ids(tokenizer: Tokenizer, fits: Sequence[Fit]) -> str:
 
 def _template(tokenizer: Tokenizer) -> str:
     try:
-        return " ".join(tokenizer.backend.encode("a", "b").tokens)
+        return " ".join(tokenizer.backend.encode("a", "b").tokens) or "nothing, for 'a' and 'b'"
     except Exception as error:  # tokenizers raises no narrower one
         return f"cannot be shown ({error})"

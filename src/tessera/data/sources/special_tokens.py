@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 KEY = "special_tokens"
 NONE, INCLUDED = "none", "included"
 _LOOKED_AT = 32
+_ENOUGH = 8
 _said: set[str] = set()
 """Sources of which this process has said that their special tokens are taken off."""
 
@@ -64,12 +65,11 @@ class Framing:
             return (self._declared == INCLUDED,) * 2
         if shard not in self._of_shard:
             self._of_shard[shard] = found = self._look(shard, documents)
-            if any(found) and self._name not in _said:
-                _said.add(self._name)
-                log.info(
-                    "source '%s': its documents hold [CLS] and [SEP] already; they are taken off, "
-                    "since rows add their own",
-                    self._name,
+            if any(found):
+                self._say(
+                    logging.INFO,
+                    "its documents hold [CLS] and [SEP] already; they are taken off, since rows "
+                    "add their own",
                 )
         return self._of_shard[shard]
 
@@ -87,7 +87,20 @@ class Framing:
         looked_at = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int))
         tokens = [documents.document(shard, int(sample)) for sample in looked_at]
         tokens = [document for document in tokens if len(document)]
-        return (
-            bool(tokens) and all(document[0] == self._cls_id for document in tokens),
-            bool(tokens) and all(document[-1] == self._sep_id for document in tokens),
-        )
+        if not tokens:
+            return False, False
+        first, last = ({int(document[place]) for document in tokens} for place in (0, -1))
+        found = first == {self._cls_id}, last == {self._sep_id}
+        if not any(found) and len(tokens) >= _ENOUGH and len(first) == len(last) == 1:
+            self._say(
+                logging.WARNING,
+                f"its documents all begin with token id {first.pop()} and end with {last.pop()}, "
+                f"which are not this tokenizer's [CLS] {self._cls_id} and [SEP] {self._sep_id}: "
+                "they may be another tokenizer's; `tessera data inspect` shows them",
+            )
+        return found
+
+    def _say(self, level: int, text: str) -> None:
+        if self._name not in _said:
+            _said.add(self._name)
+            log.log(level, "source '%s': %s", self._name, text)
