@@ -117,12 +117,17 @@ def test_the_wrong_tokenizer_is_not_adopted(tmp_path, corpus, capsys):
 
 
 @pytest.mark.parametrize(
-    ("column", "encoding"), [("text", "str"), ("tokens", "ndarray:uint32"), ("input_ids", "bytes")]
+    ("column", "encoding", "compression"),
+    [
+        ("text", "str", None),
+        ("tokens", "ndarray:uint32", "zstd"),
+        ("input_ids", "bytes", None),
+    ],
 )
 def test_what_cannot_be_trained_on_names_the_command_that_converts_it(
-    tmp_path, corpus, capsys, column, encoding
+    tmp_path, corpus, capsys, column, encoding, compression
 ):
-    folder = publish(tmp_path / "a", column=column, encoding=encoding)
+    folder = publish(tmp_path / "a", column=column, encoding=encoding, compression=compression)
     status, out, err = shown(capsys, "inspect", folder)
     assert status == 2 and "columns      id (str)" in out
     words = err[err.index("convert it: tessera") :].split()[3:]

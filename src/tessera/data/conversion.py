@@ -1,6 +1,7 @@
 """MDS shards of others, of texts or of token ids in another column or type, to shards of ours."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tessera.data.preparation.mds_writer import write_shards
+from tessera.data.sources.decompress import decompress_file
 from tessera.data.sources.mds_shard import ID_COLUMN, INDEX, parse_index
 from tessera.tokenizer import Tokenizer, load_tokenizer
 
@@ -102,12 +104,22 @@ def _bare(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _samples(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every sample, all columns; compressed shards are decompressed into a place of their own."""
     from streaming.base.format import reader_from_json
 
+    parse_index((folder / INDEX).read_bytes(), str(folder / INDEX))  # refuses names that climb out
     for entry in json.loads((folder / INDEX).read_text())["shards"]:
-        if entry["zip_data"] and not (folder / entry["raw_data"]["basename"]).is_file():
-            raise ValueError(
-                f"{folder}: {entry['zip_data']['basename']} is compressed; decompress it first"
-            )
-        reader = reader_from_json(str(folder), None, entry)
-        yield from (reader.get_item(number) for number in range(entry["samples"]))
+        with tempfile.TemporaryDirectory() as scratch:
+            place = folder
+            raw, packed = entry["raw_data"], entry["zip_data"]
+            if packed and not (folder / raw["basename"]).is_file():
+                place = Path(scratch)
+                (place / raw["basename"]).parent.mkdir(parents=True, exist_ok=True)
+                decompress_file(
+                    folder / packed["basename"],
+                    place / raw["basename"],
+                    entry["compression"],
+                    raw_bytes=raw["bytes"],
+                )
+            reader = reader_from_json(str(place), None, {**entry, "zip_data": None})
+            yield from (reader.get_item(number) for number in range(entry["samples"]))

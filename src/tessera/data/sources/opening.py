@@ -13,7 +13,7 @@ from tessera.data.pipeline.rows import RowFormat
 from tessera.data.pipeline.shuffle import Order, group_spans
 from tessera.data.pipeline.streams import Documents, Reader, Stream
 from tessera.data.sources.mds import Source
-from tessera.data.sources.special_tokens import Framing
+from tessera.data.sources.special_tokens import framing_of
 from tessera.tokenizer import Tokenizer, token_dtype
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def open_readers(config: DataConfig, form: RowFormat, opener: OpenSource) -> lis
                     documents,
                     dtype=form.pad_id.dtype,
                     skip_bad=config.on_bad_shard == "skip",
-                    framing=Framing(name, documents.summary, *form.frame),
+                    framing=framing_of(name, documents.summary, form.frame),
                     tokens_between=(source.min_document_tokens, source.max_document_tokens),
                 )
             )

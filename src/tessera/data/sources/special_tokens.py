@@ -37,6 +37,21 @@ def declared(summary: dict[str, Any], where: object) -> str | None:
     return said
 
 
+def framing_of(name: str, summary: dict[str, Any], frame: tuple[int, int]) -> "Framing | None":
+    """What takes special tokens off a source's documents; None if its manifest says it has none.
+
+    Args:
+        name: of the source.
+        summary: its manifest, {} if it has none.
+        frame: the ids of [CLS] and [SEP].
+
+    Raises:
+        ValueError: the manifest says nonsense.
+    """
+    framing = Framing(name, summary, *frame)
+    return None if framing.declared == NONE else framing
+
+
 class Framing:
     """Takes [CLS] and [SEP] off the documents of a source that stores them."""
 
@@ -53,7 +68,7 @@ class Framing:
             ValueError: the manifest says nonsense.
         """
         self._name, self._cls_id, self._sep_id = name, cls_id, sep_id
-        self._declared = declared(summary, f"source '{name}': tessera.json")
+        self.declared = declared(summary, f"source '{name}': tessera.json")
         self._of_shard: dict[int, tuple[bool, bool]] = {}
 
     def of_shard(self, shard: int, documents: Any) -> tuple[bool, bool]:
@@ -61,8 +76,8 @@ class Framing:
 
         A function of the shard's content alone: every process, and a resumed run, decides alike.
         """
-        if self._declared is not None:
-            return (self._declared == INCLUDED,) * 2
+        if self.declared is not None:
+            return (self.declared == INCLUDED,) * 2
         if shard not in self._of_shard:
             self._of_shard[shard] = found = self._look(shard, documents)
             if any(found):
