@@ -10,6 +10,7 @@ import pytest
 from test_data_prep import load, write_jsonl
 from test_tokenizer import byte_level, save, without_unknown, word_piece
 
+from tessera.data.pipeline.masking import mask
 from tessera.data.preparation.tokenizer_training import (
     LONGEST_WORD,
     LeftOut,
@@ -17,6 +18,8 @@ from tessera.data.preparation.tokenizer_training import (
     without_endless_words,
 )
 from tessera.data.preparation.tokenizer_training import train_bpe as learn_bpe
+from tessera.data.randomness import Draws
+from tessera.data.sources.opening import vocabulary
 from tessera.tokenizer import load_tokenizer
 
 HINDI = ["हिन्दी", "दुनिया", "बहुत", "लोग", "भाषा", "विश्वविद्यालय"]
@@ -67,6 +70,20 @@ def test_combining_marks_stay_with_their_letters(train, words):
 def test_nothing_is_lost_in_any_script(text, keep_marks):
     made = learn_bpe([text] * 5, 320, keep_marks=keep_marks, max_token_bytes=None)
     assert made.decode(made.encode(text).ids) == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("script", [CHINESE, THAI], ids=["Chinese", "Thai"])
+def test_whole_words_are_masked_at_the_rate_in_every_document_without_blanks(train, script):
+    draws = random.Random(2)
+    texts = ["".join(draws.choices(script, k=1000)) for _ in range(50)]
+    _, made, _ = train(texts, size=512)
+    words = vocabulary(made, whole_words=True)
+    shares = []
+    for number, ids in enumerate(made.encode_batch(texts)):
+        _, positions, _ = mask(ids, words, 0.3, Draws("masks", number))
+        shares.append(len(positions) / len(ids))
+    assert min(shares) > 0.05 and max(shares) < 0.65
+    assert abs(sum(shares) / len(shares) - 0.3) < 0.05
 
 
 def test_latin_text_is_split_as_modernbert_splits_it(train):
