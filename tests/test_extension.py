@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_tokenizer import byte_level, save, word_piece
 from tiny_run import make_corpus, make_tokenizer, settings, train, write_yaml
 
 from tessera.checkpoints.checkpoint import DECODER, EMBEDDING, CheckpointError
@@ -133,6 +134,23 @@ def test_words_are_found_as_words_only(trained, words):
     assert more.encode_batch(["art"])[0].tolist() == ids[0]
     assert ids[0][0] not in more.encode_batch(["party"])[0]
     assert ids[1][0] in more.encode_batch(["\u7684\u96c5\u9f8d\u7684"])[0]
+
+
+def test_a_tokenizer_that_drops_case_finds_its_new_tokens_in_any(tmp_path):
+    base = load_tokenizer(save(word_piece(), tmp_path / "t"), quiet=True)
+    more = extended(base, ("IL-6",))
+    number = more.backend.token_to_id("IL-6")
+    assert number == base.size
+    for text in ("the IL-6 tile", "the il-6 tile"):
+        assert number in more.encode_batch([text])[0]
+
+
+def test_a_byte_level_tokenizer_loses_no_blank_to_its_new_tokens(tmp_path):
+    base = load_tokenizer(save(byte_level(), tmp_path / "t"), quiet=True)
+    more = extended(base, ("gluon",))
+    text = "a gluon, gluons and  gluon\n"
+    assert more.decode(more.encode_batch([text])[0]) == text
+    assert more.encode_batch([text])[0].tolist().count(base.size) == 2, "not in 'gluons'"
 
 
 def test_what_cannot_be_extended_is_said(trained, words, tmp_path, capsys):

@@ -86,7 +86,10 @@ def opened(path: str) -> Iterator[Shards]:
     """
     remote = "://" in path
     with tempfile.TemporaryDirectory() as scratch:
-        packed = not remote and any(shard.compressed for shard in read_index(Path(path)).shards)
+        packed = not remote and any(
+            shard.compressed and not (Path(path) / shard.raw.basename).is_file()
+            for shard in read_index(Path(path)).shards
+        )
         if remote or packed:  # what is fetched or decompressed goes to a place of its own
             source = Source("inspected", scratch, remote=path, attempts=1)
         else:

@@ -50,8 +50,13 @@ def extended(old: Tokenizer, addition: Addition) -> Tokenizer:
     new = [token for token in addition if token not in vocabulary]
     if not new:
         raise ValueError(f"{old.name} has all of the {len(addition)} tokens already")
+    # Where case is dropped, a token is found however it is written.
+    drops_case = backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
     backend.add_tokens(
-        [AddedToken(token, normalized=False, single_word=_stands_alone(token)) for token in new]
+        [
+            AddedToken(token, normalized=drops_case, single_word=_stands_alone(token))
+            for token in new
+        ]
     )
     settings = json.loads(old.files.get("tokenizer_config.json", "{}"))
     settings.pop("added_tokens_decoder", None)  # says again what tokenizer.json says, of fewer
