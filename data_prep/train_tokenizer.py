@@ -1,8 +1,9 @@
 """Train a byte-level BPE tokenizer with ModernBERT's special tokens, or check any tokenizer.
 
-Reads the train split of the given corpora (JSONL, Parquet, CSV, text files, `datasets` folders) and
-writes a folder that `AutoTokenizer` loads. `--check FOLDER_OR_ID` only reports on a tokenizer:
-special ids, size, tokens per word, and whether text survives a round trip.
+Reads the train split of the given corpora (JSONL, Parquet, CSV, text files, `datasets` folders), in
+any script, and writes a folder that `AutoTokenizer` loads. `--from FOLDER_OR_ID` trains one of
+another's algorithm and special tokens. `--check FOLDER_OR_ID` only reports on a tokenizer: special
+ids, size, template, tokens per word and per character, what text it loses, ids that are not used.
 """
 
 import sys
@@ -15,19 +16,9 @@ import argparse
 import hashlib
 import itertools
 import json
-import unicodedata
 from collections.abc import Iterator
 
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from tessera.data.preparation.places import File
@@ -39,20 +30,24 @@ from tessera.data.preparation.text_files import (
     parse_inputs,
     read_part,
 )
+from tessera.data.preparation.tokenizer_report import describe, describe_ids, fit
+from tessera.data.preparation.tokenizer_training import (
+    SPECIAL_TOKENS,
+    LeftOut,
+    Survey,
+    train_bpe,
+    train_like,
+    without_endless_words,
+)
 from tessera.files import write_whole
 from tessera.tokenizer import Tokenizer as LoadedTokenizer
-from tessera.tokenizer import load_tokenizer
+from tessera.tokenizer import files_for_transformers, load_tokenizer, tokenizer_of
 
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
 STAMP = "training.json"
 CHECKED_DOCUMENTS = 300
 PART_BYTES = 1 << 26
+SURVEYED_CHARACTERS = 1 << 22
+DEFAULT_VOCAB_SIZE = 8192
 
 
 def main() -> int:
@@ -77,7 +72,18 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("input", nargs="*", help="[NAME=]PATH of a corpus (default: the folders in data/demo/text)")
     add("--out", default="data/demo/tokenizer", help="folder to write (%(default)s)")
-    add("--vocab-size", type=int, default=8192, help="ids, special ones included (%(default)s)")
+    add(
+        "--from",
+        dest="existing",
+        metavar="TOKENIZER",
+        help="train one of this folder's or Hugging Face id's algorithm and special tokens",
+    )
+    add("--vocab-size", type=int, help="ids, special ones included (8192; with --from, as many)")
+    add(
+        "--max-token-bytes",
+        type=int,
+        help="longest token, in bytes (as the text asks for: 24 where it has no blanks, else none)",
+    )
     add(
         "--max-mb", type=float, default=1000, help="megabytes of text to learn from, at most (1000)"
     )
@@ -90,15 +96,24 @@ def parse_arguments() -> argparse.Namespace:
 
 def train(arguments: argparse.Namespace, corpora: list[Input]) -> int:
     """Train on the corpora and write the folder, unless an earlier run did."""
+    existing = load_tokenizer(arguments.existing, quiet=True) if arguments.existing else None
+    if arguments.vocab_size is None:
+        fitting = -(-existing.size // 64) * 64 if existing else DEFAULT_VOCAB_SIZE
+        arguments.vocab_size = fitting
     if arguments.vocab_size < 256 + len(SPECIAL_TOKENS) or arguments.vocab_size % 64:
         raise ValueError(
             f"--vocab-size {arguments.vocab_size}: it must hold 256 bytes and "
             f"{len(SPECIAL_TOKENS)} special tokens, and be a multiple of 64 to be fast"
         )
+    if arguments.max_token_bytes is not None and arguments.max_token_bytes < 4:
+        raise ValueError(
+            f"--max-token-bytes {arguments.max_token_bytes}: a character takes up to 4 bytes; "
+            "give at least that"
+        )
     if not corpora:
         raise ValueError("no input: name corpora, or run data_prep/harvest.py first")
     out = Path(arguments.out)
-    plan = training_plan(arguments, corpora)
+    plan = training_plan(arguments, corpora, existing)
     if (out / "tokenizer.json").exists() and not arguments.overwrite:
         done = json.loads((out / STAMP).read_text()) if (out / STAMP).is_file() else None
         if done != plan:
@@ -114,23 +129,75 @@ def train(arguments: argparse.Namespace, corpora: list[Input]) -> int:
     if not any(texts(corpora, "train")):
         raise ValueError("no document of the input has text to learn from")
     documents = with_progress(texts(corpora, "train"), int(arguments.max_mb * 1e6))
-    tokenizer = train_bpe(documents, arguments.vocab_size)
-    save(tokenizer, out, arguments.model_max_length)
+    tokenizer = learn(arguments, documents, existing)
+    if existing is None:
+        save(tokenizer, out, arguments.model_max_length)
+    else:
+        save_like(existing, tokenizer, out, arguments.model_max_length)
     write_whole(out / STAMP, json.dumps(plan, indent=2).encode())
     return check(str(out), corpora)
 
 
-def training_plan(arguments: argparse.Namespace, corpora: list[Input]) -> dict[str, object]:
+def learn(
+    arguments: argparse.Namespace, documents: Iterator[str], existing: LoadedTokenizer | None
+) -> Tokenizer:
+    """Look at the first of the text to see what script it is in, then learn from all of it."""
+    survey, first = Survey(), []
+    for text in documents:
+        first.append(text)
+        survey.add(text)
+        if survey.characters >= SURVEYED_CHARACTERS:
+            break
+    longest = arguments.max_token_bytes or survey.max_token_bytes
+    left_out = LeftOut()
+    learned_from = without_endless_words(itertools.chain(first, documents), left_out)
+    if existing is not None:
+        tokenizer = train_like(
+            existing, learned_from, arguments.vocab_size, max_token_bytes=longest
+        )
+    else:
+        tokenizer = train_bpe(
+            learned_from,
+            arguments.vocab_size,
+            keep_marks=survey.has_marks,
+            max_token_bytes=longest,
+        )
+        if survey.has_marks:
+            print("combining marks  stay with their letters")
+    if longest is not None:
+        print(f"tokens       of up to {longest} bytes")
+    if left_out.words:
+        print(f"left out     {left_out}")
+    unused = sum(token.startswith("[unused") for token in tokenizer.get_vocab())
+    if unused > arguments.vocab_size // 10:
+        print(
+            f"WARNING      the text gave only {arguments.vocab_size - unused} ids; {unused} are "
+            "[unused..]: give more text, or a smaller --vocab-size",
+            file=sys.stderr,
+        )
+    return tokenizer
+
+
+def training_plan(
+    arguments: argparse.Namespace, corpora: list[Input], existing: LoadedTokenizer | None
+) -> dict[str, object]:
     """What decides the result: the options, and the files by size and time of change."""
     files = [file for corpus in corpora for file in train_files(corpus.path)]
     stats = [[Path(file.name).name, file.bytes, file.changed] for file in files]
-    return {
+    plan: dict[str, object] = {
         "files": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
         "vocab_size": arguments.vocab_size,
         "max_mb": arguments.max_mb,
         "text_column": ",".join(arguments.text_column) or "text",
         "model_max_length": arguments.model_max_length,
     }
+    # Only where they are given, so that a tokenizer trained before there were such options is
+    # recognised.
+    if existing is not None:
+        plan["from"] = existing.fingerprint
+    if arguments.max_token_bytes is not None:
+        plan["max_token_bytes"] = arguments.max_token_bytes
+    return plan
 
 
 def is_current(out: Path, plan: dict[str, object]) -> bool:
@@ -167,41 +234,6 @@ def with_progress(documents: Iterator[str], limit_bytes: int) -> Iterator[str]:
                 return
 
 
-def train_bpe(documents: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer of exactly `vocab_size` ids, special tokens first.
-
-    Normalisation, pre-tokenisation and template are ModernBERT's (https://arxiv.org/abs/2412.13663).
-    Where the text yields too few merges, `[unused..]` tokens fill the rest.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(  # type: ignore[assignment]
-        add_prefix_space=False, use_regex=True
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    special = [
-        AddedToken(token, lstrip=token == "[MASK]", normalized=False, special=True)
-        for token in SPECIAL_TOKENS.values()
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    missing = vocab_size - tokenizer.get_vocab_size()
-    tokenizer.add_tokens([AddedToken(f"[unused{i}]", normalized=False) for i in range(missing)])
-    cls, sep = SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B {sep}",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
-    )
-    return tokenizer
-
-
 def save(tokenizer: Tokenizer, out: Path, model_max_length: int) -> None:
     """Write the files that transformers 4 and 5 load; tokenizer.json last."""
     special: dict[str, object] = {
@@ -227,35 +259,38 @@ def save(tokenizer: Tokenizer, out: Path, model_max_length: int) -> None:
     write_whole(out / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 
+def save_like(
+    existing: LoadedTokenizer, tokenizer: Tokenizer, out: Path, model_max_length: int
+) -> None:
+    """Write the files of a tokenizer of another's kind, with its names for the special tokens."""
+    made = {**existing.files, "tokenizer.json": tokenizer.to_str(pretty=True)}
+    # What other settings say of ids (`added_tokens_decoder`) is of the old vocabulary.
+    settings = json.loads(made.get("tokenizer_config.json", "{}"))
+    settings.pop("added_tokens_decoder", None)
+    made["tokenizer_config.json"] = json.dumps(settings)
+    framed = tokenizer_of(made, str(out)).framed_files()
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in reversed(files_for_transformers(framed, model_max_length).items()):
+        write_whole(out / name, text.encode())
+
+
 def check(name: str, corpora: list[Input]) -> int:
-    """Print what one wants to know of a tokenizer before training with it."""
-    tokenizer = load_tokenizer(name)
-    divisible = "a multiple of 64" if tokenizer.size % 64 == 0 else "NOT a multiple of 64"
-    print(f"tokenizer    {name}, fingerprint {tokenizer.fingerprint}")
-    print(f"vocabulary   {tokenizer.size} ids, {divisible}")
-    roles = {role: getattr(tokenizer, f"{role}_id") for role in ("cls", "sep", "pad", "mask")}
-    print("special ids  " + ", ".join(f"{role} {number}" for role, number in roles.items()))
-    print(f"template     {' '.join(tokenizer.backend.encode('a', 'b').tokens)}")
-    whole_words = "yes" if tokenizer.word_starts is not None else "no: words cannot be told"
-    print(f"whole-word masking  {whole_words}")
+    """Print what one wants to know of a tokenizer before training with it.
+
+    Returns:
+        2 if some of the text cannot be encoded with it, else 0.
+    """
+    tokenizer = load_tokenizer(name, quiet=True)
+    for line in describe(tokenizer):
+        print(line)
+    fits = []
     for corpus in corpora:
-        print(f"{corpus.name:12} {describe_fit(tokenizer, corpus)}")
-    return 0
-
-
-def describe_fit(tokenizer: LoadedTokenizer, corpus: Input) -> str:
-    """How well a tokenizer fits the validation documents of a corpus."""
-    sample = list(itertools.islice(texts([corpus], "validation"), CHECKED_DOCUMENTS))
-    encoded = tokenizer.encode_batch(sample)
-    tokens = sum(map(len, encoded))
-    pairs = zip(sample, encoded, strict=True)
-    broken = sum(unicodedata.normalize("NFC", text) != tokenizer.decode(ids) for text, ids in pairs)
-    words = sum(len(text.split()) for text in sample)
-    size = sum(len(text.encode()) for text in sample)
-    return (
-        f"{tokens / max(words, 1):.2f} tokens per word, {size / max(tokens, 1):.2f} bytes per "
-        f"token, round trip fails for {broken} of {len(sample)} documents"
-    )
+        sample = list(itertools.islice(texts([corpus], "validation"), CHECKED_DOCUMENTS))
+        fits.append(fit(tokenizer, sample))
+        print(f"{corpus.name:12} {fits[-1]}")
+    if fits:
+        print(describe_ids(tokenizer, fits))
+    return 2 if any(found.refused for found in fits) else 0
 
 
 if __name__ == "__main__":

@@ -39,6 +39,22 @@ def test_check_shows_what_would_run(yaml_path, capsys):
     assert not (yaml_path.parent / "run").exists(), "checking writes nothing"
 
 
+def test_check_warns_of_a_tokenizer_that_frames_text_otherwise(corpus, tmp_path, capsys):
+    folder = shutil.copytree(corpus / "tokenizer", tmp_path / "bare")
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    plain = settings(corpus, tmp_path / "run", tokenizer=str(folder))
+    assert main(["check", str(write_yaml(tmp_path / "a.yaml", plain))]) == 0
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown.startswith("warning") and "frames a text x as 'x', training as" in shown
+
+
+def test_check_refuses_whole_words_where_nobody_can_tell_them(yaml_path, capsys):
+    said = refused(capsys, "check", yaml_path, "train_data.masking.whole_words=true")
+    assert "train_data.masking.whole_words: the tokens of" in said
+
+
 def test_check_tells_what_an_interrupted_phase_would_resume_from(corpus, tmp_path, capsys):
     plain = settings(corpus, tmp_path / "run", evaluation__at_end=False)
     assert train({**plain, "duration": "4ba", "schedule": {"name": "constant"}}) == 0

@@ -334,6 +334,31 @@ def test_an_export_needs_a_tokenizer_of_the_models_size(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def _without_template(checkpoint):
+    parts = json.loads(checkpoint.tokenizer_files["tokenizer.json"])
+    parts["post_processor"] = None
+    files = {**checkpoint.tokenizer_files, "tokenizer.json": json.dumps(parts)}
+    return replace(checkpoint, tokenizer_files=files)
+
+
+def test_a_tokenizer_without_template_is_exported_with_trainings(checkpoint, tmp_path, caplog):
+    from transformers import AutoTokenizer
+
+    bare = _without_template(checkpoint)
+    folder = export(bare, tmp_path / "a", max_seq_len=64)
+    assert "frames a text x as 'x', training as '[CLS] x [SEP]'" in caplog.text
+    loaded = AutoTokenizer.from_pretrained(folder)
+    ids = loaded("a")["input_ids"]
+    assert (ids[0], ids[-1]) == (loaded.cls_token_id, loaded.sep_token_id) and len(ids) > 2
+
+
+def test_an_export_that_frames_text_otherwise_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("tessera.tokenizer.loading.Tokenizer.framed_files", lambda self: self.files)
+    with pytest.raises(CheckpointError, match="transformers turns .* training into"):
+        export(_without_template(checkpoint), tmp_path / "a", max_seq_len=64)
+    assert not (tmp_path / "a").exists()
+
+
 def test_the_tokenizer_of_either_version_of_transformers_is_exported_alike(exported, tmp_path):
     loaded = transformers.AutoTokenizer.from_pretrained(exported)
     loaded.save_pretrained(tmp_path)  # as this version spells it

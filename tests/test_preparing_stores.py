@@ -113,13 +113,13 @@ def test_shards_go_into_a_bucket_and_are_trained_on_from_there(
     done = call("tokenize", corpus / "stack", *arguments, "--part-size=6kb", **credentials(server))
     assert (done.returncode, "other part_bytes" in done.stderr) == (2, True)
 
-    from tessera.data.sources.mds import Source
+    from tessera.data.sources.mds import MdsDocuments
 
     for name, value in credentials(server).items():
         monkeypatch.setenv(name, value)
     where = f"s3://shards-{failing}/mine/stack"
-    source = Source("stack", tmp_path / "cache", remote=where, split="train")
-    here = Source("stack", tmp_path / "local/stack", split="train")
+    source = MdsDocuments("stack", tmp_path / "cache", remote=where, split="train")
+    here = MdsDocuments("stack", tmp_path / "local/stack", split="train")
     assert source.samples.sum() == here.samples.sum() > 300
     last = len(source.samples) - 1
     assert (source.document(last, 0) == here.document(last, 0)).all()

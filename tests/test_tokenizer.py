@@ -14,7 +14,14 @@ from tokenizers import (
     trainers,
 )
 
-from tessera.tokenizer import NEEDED_ROLES, load_tokenizer
+from tessera.tokenizer import NEEDED_ROLES, files_for_transformers, load_tokenizer
+from tessera.tokenizer.coverage import lost_characters
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said_before(monkeypatch):
+    monkeypatch.setattr("tessera.tokenizer.loading._said", set())
+
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = (
@@ -256,3 +263,119 @@ def test_an_id_while_offline_is_asked_for_once_and_answered_at_once(monkeypatch,
     assert "\n" not in str(said.value)
     assert len(asked) == 1 and asked[0] <= 5
     assert "Retry" not in caplog.text + "".join(capfd.readouterr())
+
+
+# ---- what a tokenizer loses, and how it frames text
+
+
+def without_unknown(kind):
+    """A tokenizer that raises at a character it does not know."""
+    special = ["<oov>", *(token for token in SPECIAL if token != "[UNK]")]
+    if kind == "WordPiece":
+        backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=500, special_tokens=special, show_progress=False
+        )
+    else:
+        backend = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(
+            vocab_size=60, special_tokens=special, show_progress=False
+        )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train_from_iterator(["the quick fox jumps over it"] * 50, trainer)
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
+def test_characters_that_raise_are_named_with_the_cure(tmp_path, caplog, kind):
+    folder = save(without_unknown(kind), tmp_path / kind, unk_token="<oov>")  # noqa: S106
+    loaded = load_tokenizer(folder)
+    assert "cannot encode" in caplog.text and "all of Latin with accents" in caplog.text
+    assert "'<oov>'" in caplog.text and "unk_token" in caplog.text or "unk_id" in caplog.text
+    assert len(loaded.encode_batch(["the fox"])[0]) > 0
+    with pytest.raises(ValueError, match="cannot encode '\u96c5' in the text that begins 'the"):
+        loaded.encode_batch(["the fox", "the \u96c5 fox"])
+
+
+def test_following_the_advice_on_unknown_tokens_helps(tmp_path):
+    folder = save(without_unknown("WordPiece"), tmp_path / "t", unk_token="<oov>")  # noqa: S106
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts["model"]["unk_token"] = "<oov>"
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    loaded = load_tokenizer(folder)
+    assert loaded.coverage.problem is None
+    assert loaded.role_ids["unk"] in loaded.encode_batch(["the \u96c5 fox"])[0]
+    assert lost_characters(loaded.backend, loaded.role_ids["unk"], ["the \u96c5 fox"]) == (1, 7)
+
+
+def test_characters_that_vanish_are_said_and_counted(tmp_path, caplog):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=SPECIAL, show_progress=False)
+    backend.train_from_iterator([TEXT] * 5, trainer)
+    loaded = load_tokenizer(save(backend, tmp_path / "t"))
+    assert loaded.encode_batch(["\u96c5"])[0].tolist() == []
+    assert "drops, leaving no trace," in caplog.text and "Han" in caplog.text
+    assert lost_characters(loaded.backend, None, ["row \u96c5\u7684 row"]) == (2, 8)
+
+
+def test_a_tokenizer_of_bytes_loses_nothing_and_is_not_complained_of(tmp_path, caplog):
+    backend = byte_level()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    loaded = load_tokenizer(save(backend, tmp_path / "t"))
+    assert loaded.coverage.problem is None and loaded.coverage.unknown == {}
+    assert loaded.doubts == [] and caplog.text == ""
+    assert loaded.framed_files() is loaded.files
+
+
+def llama_style():
+    backend = byte_level(special=["<s>", *SPECIAL])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("make", "shown"), [(byte_level, "'x'"), (llama_style, "'<s> x'"), (word_piece, "'x'")]
+)
+def test_a_template_that_is_not_trainings_is_said_and_can_be_written(tmp_path, caplog, make, shown):
+    from transformers import AutoTokenizer
+
+    loaded = load_tokenizer(save(make(), tmp_path / "t"))
+    assert f"frames a text x as {shown}, training as '[CLS] x [SEP]'" in caplog.text
+    for name, text in files_for_transformers(loaded.framed_files(), 64).items():
+        (tmp_path / "t" / name).write_text(text)
+    framed = load_tokenizer(tmp_path / "t")
+    assert framed.template_problem is None
+    assert framed.fingerprint == loaded.fingerprint
+    content = loaded.encode_batch([TEXT])[0].tolist()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert theirs(TEXT)["input_ids"] == [loaded.cls_id, *content, loaded.sep_id]
+    pair = theirs("tile", "row")["input_ids"]
+    assert (pair[0], pair[-1], pair.count(loaded.sep_id)) == (loaded.cls_id, loaded.sep_id, 2)
+
+
+# ---- words in scripts without blanks
+
+CHINESE = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u6211\u4eec\u53bb\u516c\u56ed"
+
+
+@pytest.mark.parametrize("merges", [0, 60])
+def test_ideographs_are_words_of_a_byte_level_tokenizer(tmp_path, merges):
+    backend = byte_level(261 + merges, text=" ".join(CHINESE) * 20 + " plain words")
+    loaded = load_tokenizer(save(backend, tmp_path / "t"))
+    ids = loaded.encode_batch([CHINESE])[0]
+    assert (len(ids) < 3 * len(CHINESE)) == bool(merges)
+    assert loaded.word_starts[ids].sum() == len(CHINESE)
+
+
+def test_ideographs_are_words_where_tokens_are_characters(tmp_path):
+    backend = Tokenizer(models.Unigram([("[UNK]", 0.0), ("\u2581", -1.0), ("\u96c5", -2.0)], 0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.add_special_tokens(SPECIAL)
+    loaded = load_tokenizer(save(backend, tmp_path / "t"))
+    ids = loaded.encode_batch(["\u96c5\u96c5\u96c5"])[0]
+    assert loaded.word_starts[ids].tolist() == [True] * 4

@@ -55,6 +55,17 @@ def test_the_recipe_is_the_published_one(name):
     assert parameters(config.model) == expected
 
 
+def test_the_long_document_recipe_takes_each_folder_apart_by_length():
+    sources = load(RunConfig, YAMLS / "prolong.yaml").train_data.sources
+    long = {name: source for name, source in sources.items() if source.min_document_tokens}
+    assert sum(source.weight for source in sources.values()) == pytest.approx(1)
+    assert sum(source.weight for source in long.values()) == pytest.approx(0.6)
+    for name, source in long.items():
+        short = sources[name.removesuffix("_long")]
+        assert short.local == source.local
+        assert short.max_document_tokens + 1 == source.min_document_tokens
+
+
 def test_batches_grow_as_published():
     base, large = (
         load(RunConfig, YAMLS / name).batch for name in ("phase1.yaml", "large/phase1.yaml")

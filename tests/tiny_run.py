@@ -42,6 +42,11 @@ def make_tokenizer(folder: Path, *, words: int = WORDS) -> None:
     )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     backend.add_special_tokens(SPECIAL)
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
     folder.mkdir(parents=True)
     backend.save(str(folder / "tokenizer.json"))
     names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}

@@ -30,6 +30,7 @@ class FakeSource:
     index_fingerprint: str = "index"
     tokenizer_fingerprint: str | None = "fake"
     asked: list[list[int]] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.samples = np.array([len(shard) for shard in self.lengths_of])

@@ -84,10 +84,12 @@ def mask(ids, *, mask_id, special, size, rate, key, word_starts=None):
     if word_starts is None:
         chosen = [fates[n] < threshold for n in range(len(ids))]
     else:
-        word, chosen = -1, []
+        word, length, chosen = -1, 0, []
         for n, token in enumerate(ids):
             begins = token in special or (n and ids[n - 1] in special) or word_starts[token]
-            word += bool(begins or n == 0)
+            if begins or n == 0 or length == 8:
+                word, length = word + 1, 0
+            length += 1
             chosen.append(fates[word] < threshold)
     positions = [n for n, token in enumerate(ids) if chosen[n] and token not in special]
     count, scale = len(words), threshold

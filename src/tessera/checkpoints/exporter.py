@@ -1,5 +1,6 @@
 """Writing models as folders that transformers 4 and 5 load, verified before they appear."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import load_json, sha256
 from tessera.files import as_json
 from tessera.tokenizer import Tokenizer, files_for_transformers, tokenizer_of
+
+log = logging.getLogger(__name__)
 
 FORMAT = "tessera-export"
 
@@ -81,7 +84,14 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
         max_seq_len=length,
         transformers_version=transformers.__version__,
     )
-    texts = {"config.json": as_json(config), **files_for_transformers(tokenizer.files, length)}
+    if tokenizer.template_problem:
+        log.warning(
+            "%s: its tokenizer %s; the template of training is written into the exported "
+            "tokenizer.json",
+            *(checkpoint.path, tokenizer.template_problem),
+        )
+    files = files_for_transformers(tokenizer.framed_files(), length)
+    texts = {"config.json": as_json(config), **files}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     weights = {
@@ -122,13 +132,15 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
         The largest absolute difference of a logit.
 
     Raises:
-        CheckpointError: it does not load, its special ids are not the tokenizer's, or its logits
-            are not finite or not ours.
+        CheckpointError: it does not load, its special ids are not the tokenizer's, it frames text
+            otherwise than training did, or its logits are not finite or not ours.
     """
     config = checkpoint.model_config
     tokenizer, theirs = _load_with_transformers(folder)
     ours = build_model(checkpoint)
-    for role, number in _tokenizer(checkpoint).role_ids.items():
+    trained_with = _tokenizer(checkpoint)
+    _check_frame(folder, trained_with, tokenizer)
+    for role, number in trained_with.role_ids.items():
         loaded = getattr(tokenizer, f"{role}_token_id")
         configured = getattr(theirs.config, f"{role}_token_id", number)
         if loaded != number or (role != "unk" and configured not in (number, None)):
@@ -168,6 +180,23 @@ def verify(checkpoint: Checkpoint, folder: Path) -> float:
                 )
             worst = max(worst, difference)
     return worst
+
+
+def _check_frame(folder: Path, trained_with: Tokenizer, exported: Any) -> None:
+    """Refuse a folder whose tokenizer does not give `[CLS] text [SEP]`, as training laid it."""
+    text = trained_with.decode([int(n) for n in trained_with.ordinary_ids[:8]])
+    try:
+        content = trained_with.encode_batch([text])[0].tolist()
+    except ValueError:  # it cannot encode its own tokens one after the other
+        text, content = "", []
+    expected = [trained_with.cls_id, *content, trained_with.sep_id]
+    found = exported(text)["input_ids"]
+    if found != expected:
+        raise CheckpointError(
+            f"{folder}: transformers turns {text!r} into {found}, training into {expected}; the "
+            "export is refused: give the checkpoint a tokenizer whose tokenizer.json frames text "
+            "as [CLS] text [SEP]"
+        )
 
 
 def _load_with_transformers(folder: Path) -> tuple[Any, Any]:

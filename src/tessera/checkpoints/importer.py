@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
+from tessera.checkpoints.extension import extend_vocabulary, write_tokenizer
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import one_line
 from tessera.model.config import ModelConfig
 from tessera.model.tiling import TilingMode, tile_weights
+from tessera.tokenizer import Tokenizer
+from tessera.tokenizer.extension import Addition
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _WANTED = ["*.json", "*.safetensors", "restart/*"]
@@ -21,6 +24,7 @@ def import_checkpoint(
     model: ModelConfig | None = None,
     *,
     tile: TilingMode | None = None,
+    extend_tokenizer: Addition | None = None,
 ) -> Path:
     """Write a checkpoint of any kind as one of ours, in the layout of `formats.composer`.
 
@@ -33,6 +37,8 @@ def import_checkpoint(
         out: the `.pt` file to write.
         model: the model to expect, needed for bare weights; or the larger one to lay from tiles.
         tile: lay `model` from tiles of the source, `default` or as `published`.
+        extend_tokenizer: tokens to add to its tokenizer, with rows for them in the model. Where
+            they are words, the tokenizer is also written into a folder beside the file.
 
     Returns:
         The file.
@@ -48,6 +54,15 @@ def import_checkpoint(
     path = Path(source)
     if not path.exists() and _HUB_ID.fullmatch(str(source)):
         path = _download(str(source))
+    if extend_tokenizer is not None:
+        if tile is not None:
+            raise CheckpointError("extend the tokenizer first, then tile what that made")
+        made, tokenizer = extend_vocabulary(
+            read_checkpoint(path, model_config=model), extend_tokenizer
+        )
+        if not isinstance(extend_tokenizer, Tokenizer):
+            write_tokenizer(tokenizer, out.with_name(f"{out.stem}-tokenizer"))
+        return composer.write(made, out)
     if tile is None:
         return composer.write(read_checkpoint(path, model_config=model), out)
     if model is None:

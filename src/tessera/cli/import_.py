@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["default", "published"],
         help="lay the larger --model from tiles of the source",
     )
+    parser.add_argument(
+        "--extend-tokenizer",
+        metavar="FOLDER_OR_FILE",
+        help="add its tokens, and rows for them: a tokenizer that extends the source's, or a "
+        "file of tokens, one a line",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,6 +37,17 @@ def run(options: argparse.Namespace) -> None:
     if options.source.count("/") != 1:  # an id on the Hub has one
         existing(options.source)
 
+    from tessera.tokenizer.extension import read_addition
+
+    addition = read_addition(options.extend_tokenizer) if options.extend_tokenizer else None
+
     from tessera.checkpoints.importer import import_checkpoint
 
-    print(import_checkpoint(options.source, options.out, target, tile=options.tile))
+    made = import_checkpoint(
+        options.source, options.out, target, tile=options.tile, extend_tokenizer=addition
+    )
+    print(made)
+    if addition is not None:
+        beside = made.with_name(f"{made.stem}-tokenizer")
+        folder = beside if isinstance(addition, tuple) else options.extend_tokenizer
+        print(f"tokenizer: {folder}; prepare text with it, and name it in the YAML")

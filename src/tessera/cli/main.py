@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from tessera.cli import (
     batches,
     check,
+    data,
     doctor,
     evaluate,
     export,
@@ -32,6 +33,7 @@ COMMANDS = {
     "release": release,
     "merge": merge,
     "batches": batches,
+    "data": data,
     "evaluate": evaluate,
     "report": report,
 }

@@ -35,11 +35,21 @@ class SourceConfig:
     """Share of the training tokens, relative to the other sources' weights. 0: not opened."""
     cache_limit: ByteSize | None = None
     """Shards beyond this size are evicted, oldest first, if they can be fetched again."""
+    min_document_tokens: int | None = None
+    """Shorter documents are passed over in training; nothing has to be prepared again."""
+    max_document_tokens: int | None = None
+    """Longer documents are passed over in training. A folder may be two sources, by length."""
 
     def __post_init__(self) -> None:
         found = []
         if self.format not in FORMATS:
             found.append(f"format: unknown '{self.format}'; there are {', '.join(FORMATS)}")
+        least, most = self.min_document_tokens, self.max_document_tokens
+        for name, value in (("min_document_tokens", least), ("max_document_tokens", most)):
+            if value is not None and value < 1:
+                found.append(f"{name} must be at least 1, or null; got {value}")
+        if least is not None and most is not None and least > most:
+            found.append(f"min_document_tokens {least} is above max_document_tokens {most}")
         if not 0 <= self.weight < inf:
             found.append(f"weight must be a number, not negative; got {self.weight}")
         if self.cache_limit is not None and self.remote is None:
@@ -58,7 +68,7 @@ class MaskingConfig:
     over: Duration | None = None
     """How long the rate takes to reach `final_rate`."""
     whole_words: bool = False
-    """Mask all the tokens of a word together."""
+    """Mask all the tokens of a word together. An ideograph is a word; eight tokens are the most."""
 
     def __post_init__(self) -> None:
         found = []

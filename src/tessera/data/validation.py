@@ -14,6 +14,7 @@ from tessera.data.pipeline.state import LaneState
 from tessera.data.pipeline.streams import Cursor, Reader, Stream, source_pieces
 from tessera.data.randomness import Draws
 from tessera.data.sources.source import OpenSource, check_tokenizer, open_source
+from tessera.data.sources.special_tokens import framing_of
 from tessera.tokenizer import Tokenizer
 
 _BLOCK_DOCUMENTS = 65_536
@@ -75,6 +76,7 @@ def validation_batches(
         documents,
         dtype=form.pad_id.dtype,
         skip_bad=config.on_bad_shard == "skip",
+        framing=framing_of(source_name, documents.summary, form.frame),
     )
     stream = Stream(0, reader, order, offset=0, stride=1)
     shapes = Shapes(config.row_tokens, config.max_seq_len)

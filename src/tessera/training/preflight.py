@@ -15,6 +15,7 @@ from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
+from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -46,13 +47,20 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
     doubts: list[str] = []
     tokenizer = None
     try:
-        tokenizer = load_tokenizer(config.tokenizer)
+        tokenizer = load_tokenizer(config.tokenizer, quiet=True)
+        doubts += [f"tokenizer: {doubt}" for doubt in tokenizer.doubts]
     except ValueError as error:
         found.append(f"tokenizer: {error}")
     if tokenizer is not None and tokenizer.size > config.model.vocab_size:
         found.append(
             f"model.vocab_size: {config.model.vocab_size} rows cannot hold the {tokenizer.size} "
             f"tokens of {config.tokenizer}; use {-(-tokenizer.size // 64) * 64}"
+        )
+    whole_words = config.train_data.masking.whole_words
+    if whole_words and tokenizer is not None and tokenizer.word_starts is None:
+        found.append(
+            f"train_data.masking.whole_words: the tokens of {config.tokenizer} do not show where a "
+            "word begins; set it to false"
         )
     elsewhere = config.evaluation.sources
     whole = config.train_data.on_bad_shard == "stop"
@@ -156,16 +164,27 @@ def _examine_origin(
                     "continues the architecture of the one before"
                 )
     if checkpoint.tokenizer_files is not None and tokenizer is not None:
-        theirs_print = tokenizer_of(checkpoint.tokenizer_files, f"in {path}").fingerprint
-        if theirs_print != tokenizer.fingerprint:
-            found.append(
-                f"tokenizer: {config.tokenizer} is not the one that {path} ({key}) was trained "
-                "with; its token ids would mean other words"
-            )
+        trained_with = tokenizer_of(checkpoint.tokenizer_files, f"in {path}")
+        if trained_with.fingerprint != tokenizer.fingerprint:
+            found.append(_other_tokenizer(key, path, trained_with, tokenizer))
     if key != "start_from":
         return Findings(found, [], checkpoint)
     doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
     return Findings(found, doubts, checkpoint)
+
+
+def _other_tokenizer(key: str, path: str, trained_with: Tokenizer, ours: Tokenizer) -> str:
+    if not_an_extension(trained_with, ours) is None:
+        added = ours.size - trained_with.size
+        return (
+            f"tokenizer: {ours.name} adds {added} tokens to the one that {path} ({key}) was "
+            "trained with, whose model has no rows for them; make them with `tessera import "
+            f"{path} --out FILE.pt --extend-tokenizer {ours.name}`, and start from that file"
+        )
+    return (
+        f"tokenizer: {ours.name} is not the one that {path} ({key}) was trained with; its token "
+        "ids would mean other words"
+    )
 
 
 def _unfinished(path: str, checkpoint: "Checkpoint") -> list[str]:

@@ -28,6 +28,7 @@ from tessera.data.pipeline.state import LaneState
 from tessera.data.pipeline.streams import Cursor, Reader, Stream, read_again, source_pieces
 from tessera.data.randomness import Draws
 from tessera.data.sources.source import Documents, OpenSource
+from tessera.data.sources.special_tokens import framing_of
 
 log = logging.getLogger(__name__)
 
@@ -205,6 +206,8 @@ def open_readers(config: DataConfig, form: RowFormat, opener: OpenSource) -> lis
                     documents,
                     dtype=form.pad_id.dtype,
                     skip_bad=config.on_bad_shard == "skip",
+                    framing=framing_of(name, documents.summary, form.frame),
+                    tokens_between=(source.min_document_tokens, source.max_document_tokens),
                 )
             )
     return readers

@@ -18,6 +18,9 @@ from tessera.tokenizer import Tokenizer, token_dtype
 _SCALE = 1 << 16
 _MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
 _RATE_STEPS = 32
+WORD_TOKENS = 8
+"""Tokens of a word at most, where whole words are masked. A longer one, such as a line of Thai or
+an encoded picture, is cut into several: else a whole document would be masked, or nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -140,4 +143,7 @@ def _word_numbers(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     starts = vocabulary.word_starts[ids] | special
     starts[1:] |= special[:-1]
     starts[0] = True
+    places = np.arange(len(ids))
+    first = np.maximum.accumulate(np.where(starts, places, 0))  # of the word that a token is in
+    starts |= (places - first) % WORD_TOKENS == 0
     return np.cumsum(starts) - 1

@@ -58,6 +58,11 @@ class RowFormat:
     """Rows of the model's embedding: no id may reach it."""
     vocabulary: Vocabulary
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """The ids of [CLS] and [SEP]."""
+        return int(self.cls_id[0]), int(self.sep_id[0])
+
 
 def row_format(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> RowFormat:
     """What rows of this run have in common.

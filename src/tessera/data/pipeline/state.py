@@ -64,7 +64,7 @@ class LaneState:
             last[source] = document
         return {
             "rows": self.rows,
-            "cursors": [[*cursor[:4], list(cursor.bad_shards)] for cursor in self.cursors],
+            "cursors": [_cursor_to_json(cursor) for cursor in self.cursors],
             "drawn": list(self.drawn),
             "waiting": waiting,
         }
@@ -78,8 +78,16 @@ class LaneState:
         for source, step, piece in zip(flat, flat, flat, strict=True):
             last[source] += step
             waiting.append((source, last[source], piece))
-        cursors = tuple(Cursor._make((*c[:4], tuple(c[4]))) for c in plain["cursors"])
+        cursors = tuple(
+            Cursor._make((*c[:4], tuple(c[4]), *(c[5:] or [0]))) for c in plain["cursors"]
+        )
         return cls(plain["rows"], cursors, tuple(plain["drawn"]), tuple(waiting))
+
+
+def _cursor_to_json(cursor: Cursor) -> list[object]:
+    """Without what few sources have: states of other sources stay as they always were."""
+    rare = [cursor.outside_documents] if cursor.outside_documents else []
+    return [*cursor[:4], list(cursor.bad_shards), *rare]
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,20 @@ class LoaderState:
         }
 
     def passed_over(self) -> dict[str, dict[str, int]]:
-        """Per source, how many empty and how many unreadable documents these lanes have met."""
-        return {
-            name: {
-                "empty": sum(lane.cursors[n].empty_documents for lane in self.lanes.values()),
-                "unreadable": sum(lane.cursors[n].bad_documents for lane in self.lanes.values()),
+        """Per source, how many documents these lanes have passed over: empty, unreadable ones.
+
+        And those outside the lengths asked for, where there are any.
+        """
+        found = {}
+        for n, name in enumerate(self.sources):
+            cursors = [lane.cursors[n] for lane in self.lanes.values()]
+            found[name] = {
+                "empty": sum(cursor.empty_documents for cursor in cursors),
+                "unreadable": sum(cursor.bad_documents for cursor in cursors),
             }
-            for n, name in enumerate(self.sources)
-        }
+            if outside := sum(cursor.outside_documents for cursor in cursors):
+                found[name]["outside_length"] = outside
+        return found
 
     @classmethod
     def from_json(cls, plain: JsonObject) -> "LoaderState":
@@ -177,6 +191,9 @@ def fingerprint(
         key = f"{_SOURCES}{reader.name}"
         found[key] = f"index {reader.documents.index_fingerprint}"
         found[f"{key}.weight"] = str(source.weight)
+        for name in ("min_document_tokens", "max_document_tokens"):
+            if (value := getattr(source, name)) is not None:  # old checkpoints know no such key
+                found[f"{key}.{name}"] = str(value)
     return found
 
 

@@ -9,18 +9,48 @@ import numpy as np
 from tessera.data.pipeline.pieces import Cut, Piece, PieceId
 from tessera.data.pipeline.shuffle import Front, Order
 from tessera.data.sources.source import BadShard, Documents
+from tessera.data.sources.special_tokens import Framing
 
 log = logging.getLogger(__name__)
 
 _LOCATE_AT_ONCE = 1024
 _GIVE_UP_AFTER = 1_000_000
+_NOTHING = "empty or unreadable, so there is nothing to train on; prepare it again"
+_OUTSIDE_TOO = (
+    "empty, unreadable, or outside min_document_tokens and max_document_tokens, so there is "
+    "nothing to train on; widen these"
+)
+
+
+OUTSIDE = np.empty(0, np.uint16)
+"""Stands for a document that is shorter or longer than its source is asked for."""
 
 
 class Reader:
     """A source as the lanes of one process share it."""
 
-    def __init__(self, name: str, documents: Documents, *, dtype: np.dtype, skip_bad: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        documents: Documents,
+        *,
+        dtype: np.dtype,
+        skip_bad: bool,
+        framing: Framing | None = None,
+        tokens_between: tuple[int | None, int | None] = (None, None),
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            name: Of the source.
+            documents: Its documents.
+            dtype: Of token ids in rows.
+            skip_bad: Whether to pass over shards that cannot be read.
+            framing: Takes off special tokens that documents are stored with.
+            tokens_between: Fewest and most tokens of a document that is read.
+        """
         self.name, self.documents = name, documents
+        self._framing, self._tokens_between = framing, tokens_between
         self._dtype = dtype
         self._skip_bad = skip_bad
         self._bad: set[int] = set()
@@ -28,11 +58,20 @@ class Reader:
         self._fronts: dict[Order, tuple[Front, Front]] = {}
 
     def read(self, shard: int, sample: int) -> np.ndarray | None:
-        """The token ids of a document, or None if its shard is bad and such shards are skipped."""
+        """The token ids of a document, without special tokens.
+
+        Returns:
+            None if its shard is bad and such shards are skipped; `OUTSIDE` if the document is not
+            of the length that is asked for, which its header alone tells.
+        """
         if shard in self._bad:
             return None
         try:
+            if self._is_outside(shard, sample):
+                return OUTSIDE
             tokens = self.documents.document(shard, sample)
+            if self._framing is not None:
+                tokens = self._framing.bare(tokens, shard, self.documents)
         except BadShard as error:
             if not self._skip_bad:
                 raise
@@ -40,6 +79,15 @@ class Reader:
             log.warning("skipping %d documents: %s", self.documents.samples[shard], error)
             return None
         return tokens if tokens.dtype == self._dtype else self._converted(tokens, shard, sample)
+
+    def _is_outside(self, shard: int, sample: int) -> bool:
+        least, most = self._tokens_between
+        if least is None and most is None:
+            return False
+        tokens = int(self.documents.lengths(shard)[sample])
+        if self._framing is not None:
+            tokens -= sum(self._framing.of_shard(shard, self.documents))
+        return tokens < (least or 0) or (most is not None and tokens > most)
 
     def _converted(self, tokens: np.ndarray, shard: int, sample: int) -> np.ndarray:
         """The same ids in the dtype of rows, into which others would wrap around."""
@@ -76,6 +124,8 @@ class Cursor(NamedTuple):
     bad_shards: tuple[int, ...] = ()
     """Once a lane has found a shard bad it stays so, even if the file is mended: a resumed run
     must pass over the same documents."""
+    outside_documents: int = 0
+    """Passed over for their length."""
 
 
 class Stream(NamedTuple):
@@ -115,7 +165,7 @@ def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Pi
         BadShard: If a shard cannot be read, unless the reader skips such shards.
         ValueError: If there is nothing to read for a very long stretch.
     """
-    document, first, empty, bad, bad_shards = cursor
+    document, first, empty, bad, bad_shards, outside = cursor
     barren = 0
     while True:
         for shard, sample in _places(stream, document):
@@ -124,6 +174,9 @@ def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Pi
                 bad, barren = bad + 1, barren + 1
                 if shard not in bad_shards:
                     bad_shards = (*bad_shards, shard)
+            elif tokens is OUTSIDE:
+                outside += 1
+                barren += 1
             elif not len(tokens):
                 empty += 1
                 barren += 1
@@ -134,13 +187,14 @@ def source_pieces(stream: Stream, cut: Cut, cursor: Cursor) -> Iterator[tuple[Pi
                     after = (document, number + 1) if number < last else (document + 1, 0)
                     yield (
                         Piece((stream.number, document, number), cut.content(tokens, number)),
-                        Cursor(*after, empty, bad, bad_shards),
+                        Cursor(*after, empty, bad, bad_shards, outside),
                     )
             document, first = document + 1, 0
             if barren > min(stream.order.documents, _GIVE_UP_AFTER):
                 raise ValueError(
-                    f"source '{stream.name}': {barren} documents in a row are empty or unreadable, "
-                    "so there is nothing to train on; prepare it again, or set its weight to 0"
+                    f"source '{stream.name}': {barren} documents in a row are "
+                    + (_OUTSIDE_TOO if outside else _NOTHING)
+                    + ", or set its weight to 0"
                 )
 
 

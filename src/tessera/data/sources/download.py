@@ -9,9 +9,12 @@ import logging
 import os
 import shutil
 import threading
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tessera.data.sources.decompress import decompress_file
 from tessera.data.sources.locks import CacheError
 from tessera.data.sources.mds_shard import ShardEntry
 from tessera.files import JsonObject
@@ -43,6 +46,8 @@ class Remote:
         self._url = url
         self._source, self._folder, self._attempts = source, folder, attempts
         self._streams: dict[tuple[int, int], Any] = {}
+        self._holds_raw = False
+        """Whether a raw shard was found where the index names a compressed one."""
 
     def fetch(self, shard: ShardEntry, staging: Path) -> Path:
         """Bring a shard into an empty folder of its own, decompressed and compared with its hash.
@@ -54,16 +59,6 @@ class Remote:
             FetchFailed: it is missing, or arrives and is not right, after retries.
             CacheError: the remote cannot be reached, or the disk is full.
         """
-        from streaming.base.format import reader_from_json  # takes seconds to import
-
-        stream = self._stream(shard)
-        stream.local = str(staging)
-        reader = reader_from_json(str(staging), None, _streaming_entry(shard))
-
-        def fetch() -> None:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            stream.prepare_shard(reader)
 
         def warn(attempt: int, seconds: float, error: Exception) -> None:
             log.warning(
@@ -72,8 +67,8 @@ class Remote:
             )
 
         try:
-            persistently(
-                fetch,
+            return persistently(
+                lambda: self._fetch_either(shard, staging),
                 attempts=self._attempts,
                 first_pause_seconds=_FIRST_PAUSE_SECONDS,
                 is_final=_is_full_disk,
@@ -81,6 +76,42 @@ class Remote:
             )
         except Exception as error:  # each kind of remote raises its own
             raise self._explained(error, shard, staging) from error
+
+    def _fetch_either(self, shard: ShardEntry, staging: Path) -> Path:
+        """Fetch a shard as the index names it or, where that is absent, raw.
+
+        Public corpora hold raw shards under an index that names compressed ones.
+        """
+        if shard.compressed is None:
+            return self._fetch_once(shard, staging)
+        raw = replace(shard, compressed=None, compression=None)
+        first, second = (raw, shard) if self._holds_raw else (shard, raw)
+        try:
+            return self._fetch_once(first, staging)
+        except Exception as error:
+            if not _is_absent(error):
+                raise
+            try:
+                fetched = self._fetch_once(second, staging)
+            except Exception as other:
+                raise (error if _is_absent(other) else other) from other
+        if second is raw and not self._holds_raw:
+            self._holds_raw = True
+            log.info(
+                "source '%s': %s does not hold %s, which its index names; the raw shards are "
+                "fetched instead",
+                *(self._source, self._url, shard.compressed.basename),
+            )
+        return fetched
+
+    def _fetch_once(self, shard: ShardEntry, staging: Path) -> Path:
+        from streaming.base.format import reader_from_json  # takes seconds to import
+
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        stream = self._stream(shard)
+        stream.local = str(staging)
+        stream.prepare_shard(reader_from_json(str(staging), None, _streaming_entry(shard)))
         return staging / shard.raw.basename
 
     def _explained(self, error: Exception, shard: ShardEntry, staging: Path) -> ValueError:
@@ -92,7 +123,7 @@ class Remote:
             )
         problem = f"cannot be fetched from {self._url} ({error})"
         arrived = (staging / (shard.compressed or shard.raw).basename).exists()
-        if arrived or isinstance(error, FileNotFoundError):
+        if arrived or _is_absent(error):
             return FetchFailed(problem)
         return CacheError(
             f"source '{self._source}': {shard.raw.basename} {problem}; nothing says that the shard "
@@ -101,12 +132,11 @@ class Remote:
 
     def _stream(self, shard: ShardEntry) -> Any:
         """Streaming's client for the remote: one per thread, since not all may be shared."""
-        from streaming import Stream
         from streaming.base.hashing import is_hash
 
         key = os.getpid(), threading.get_ident()
         if key not in self._streams:
-            self._streams[key] = Stream(
+            self._streams[key] = _stream_class()(
                 remote=self._url,
                 local=str(self._folder),
                 download_retry=1,
@@ -115,8 +145,42 @@ class Remote:
             )
         stream = self._streams[key]
         hashes = (shard.compressed or shard.raw).hashes
+        stream.raw_bytes = shard.raw.bytes
         stream.validate_hash = next((name for name in hashes if is_hash(name)), None)
         return stream
+
+
+@cache
+def _stream_class() -> type:
+    """Streaming's client, except that it decompresses no further than the index promises."""
+    from streaming import Stream
+    from streaming.base.hashing import get_hash
+
+    class BoundedStream(Stream):
+        raw_bytes = 0
+
+        def _decompress_shard_part(
+            self, zip_info: Any, zip_filename: str, raw_filename: str, compression: str | None
+        ) -> None:
+            name = self.validate_hash
+            if name and get_hash(name, Path(zip_filename).read_bytes()) != zip_info.hashes[name]:
+                raise ValueError(f"Checksum failure: {zip_filename}")
+            size = os.path.getsize(zip_filename)
+            if size != zip_info.bytes:  # all there is to compare where an index has no hashes
+                raise ValueError(
+                    f"{zip_info.basename} has {size} bytes, the index says {zip_info.bytes}"
+                )
+            decompress_file(
+                Path(zip_filename), Path(raw_filename), compression, raw_bytes=self.raw_bytes
+            )
+            os.remove(zip_filename)
+
+    return BoundedStream
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether a remote said that there is no such file; the Hub has a class of its own for it."""
+    return isinstance(error, FileNotFoundError) or "NotFound" in type(error).__name__
 
 
 def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> bytes:

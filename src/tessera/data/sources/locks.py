@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STATE = ".tessera"
-"""Sub-folder of a cache with its locks and staging folders."""
+from tessera.data.sources.mds_shard import STATE
+
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 

@@ -143,6 +143,10 @@ class MdsDocuments:
         ]
         return f"{self.folder}: {'; '.join(found)}" if found else None
 
+    def lengths(self, shard: int) -> np.ndarray:
+        """(documents of the shard,) int32: tokens of each, read from the headers alone."""
+        return self._shard(shard).lengths
+
     def will_need(self, shards: Iterable[int]) -> None:
         """Fetch these shards in the background, in this order; replaces the previous list."""
         if self._cache is not None:

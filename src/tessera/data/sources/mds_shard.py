@@ -23,6 +23,10 @@ INDEX = "index.json"
 SUMMARY = "tessera.json"
 TOKENS_COLUMN = "input_ids"
 ID_COLUMN = "id"
+STATE = ".tessera"
+"""Sub-folder of a cache with its locks and staging folders."""
+_MOST_BYTES = 2**32
+"""Offsets in a shard are uint32."""
 _SHAPE_BYTES = 3  # low bits of an MDS array's first byte: log2 of the bytes of each dimension
 _MDS_DTYPE_CODES = {16: "uint16", 17: "int16", 32: "uint32", 33: "int32", 64: "uint64", 65: "int64"}
 
@@ -117,15 +121,28 @@ def _parse_entry(entry: JsonObject, layouts: dict[Layout, Layout]) -> ShardEntry
     names, encodings = tuple(entry["column_names"]), tuple(entry["column_encodings"])
     layout = Layout(names, encodings, tuple(entry["column_sizes"]))
     raw, compressed = entry["raw_data"], entry["zip_data"]
+    raw_file = _shard_file(raw)
+    samples = int(entry["samples"])
+    if samples < 0 or 4 * (samples + 2) > raw_file.bytes:
+        raise ValueError(f"{samples} documents cannot be in the {raw_file.bytes} bytes of a shard")
     return ShardEntry(
-        samples=int(entry["samples"]),
-        raw=ShardFile(raw["basename"], int(raw["bytes"]), raw["hashes"]),
-        compressed=ShardFile(compressed["basename"], int(compressed["bytes"]), compressed["hashes"])
-        if compressed
-        else None,
+        samples=samples,
+        raw=raw_file,
+        compressed=_shard_file(compressed) if compressed else None,
         compression=entry["compression"],
         layout=layouts.setdefault(layout, layout),  # shards share it: an index may hold millions
     )
+
+
+def _shard_file(file: JsonObject) -> ShardFile:
+    """A file of a shard, if its name stays inside the folder and its size can be one."""
+    name, size = file["basename"], int(file["bytes"])
+    parts = name.split("/")
+    if not set(parts).isdisjoint({"", ".", "..", STATE, INDEX, SUMMARY}) or "\0" in name:
+        raise ValueError(f"it names the file '{name}', which is no place for a shard in its folder")
+    if not 0 <= size < _MOST_BYTES:
+        raise ValueError(f"it says that '{name}' has {size} bytes; a shard has less than 4 GiB")
+    return ShardFile(name, size, file.get("hashes") or {})
 
 
 def file_problem(data: "np.ndarray | bytes | mmap.mmap", expected: ShardFile) -> str | None:

@@ -44,6 +44,9 @@ class Documents(Protocol):
     def document_id(self, shard: int, sample: int) -> str:
         """The id the document was stored under; '' if it has none."""
 
+    def lengths(self, shard: int) -> np.ndarray:
+        """(documents of the shard,) tokens of each as stored; reads no document."""
+
     def lacking(self) -> str | None:
         """What is missing of a source that is all local; None if it is whole, or is fetched."""
 

@@ -1,4 +1,4 @@
-"""The tokenizer as pretraining needs it: text to ids, the special ids by name, a fingerprint.
+"""Reading a tokenizer: from a folder, from the Hub by its id, or from the files of a checkpoint.
 
 Uses `tokenizers` alone; transformers is imported only for a tokenizer that does not say by itself
 which token is which, or has no `tokenizer.json`.
@@ -6,6 +6,8 @@ which token is which, or has no `tokenizer.json`.
 
 import hashlib
 import json
+import logging
+import multiprocessing
 import tempfile
 import urllib.error
 import urllib.request
@@ -20,12 +22,19 @@ import numpy as np
 import tokenizers
 
 from tessera.files import JsonObject, as_json
+from tessera.tokenizer.coverage import Coverage, cure, probe
+from tessera.tokenizer.template import template_difference, with_template
+from tessera.tokenizer.words import word_starts
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 ROLES = (*NEEDED_ROLES, "unk_token", "bos_token", "eos_token")
 _KEPT_SETTINGS = ("padding_side", "truncation_side", "added_tokens_decoder")
 _HUB_PATIENCE_SECONDS = 5.0
+_said: set[str] = set()
+"""Doubts that this process has logged."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -60,33 +69,109 @@ class Tokenizer:
 
         Returns:
             Arrays of uint16 or uint32, whichever holds the vocabulary.
+
+        Raises:
+            ValueError: a text has characters that this tokenizer cannot encode; names them.
         """
         dtype = token_dtype(self.size)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # tokenizers raises no narrower one
+            raise ValueError(self._why_not(texts, error)) from error
         return [np.array(encoding.ids, dtype) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
+    @property
+    def ordinary_ids(self) -> np.ndarray:
+        """Ids that are no special tokens, ascending."""
+        return np.setdiff1d(np.arange(self.size), self.special_ids)
+
     @cached_property
     def word_starts(self) -> np.ndarray | None:
-        """(size,) bool: whether a token begins a word; None if the tokenizer does not show it.
+        """(size,) bool: whether a token begins a word; None if the tokenizer does not show it."""
+        return word_starts(self.backend, self.size)
 
-        Byte-level and Metaspace tokens begin one with their space marker, or with a character that
-        no word has inside (so that punctuation stands alone); WordPiece's if without its prefix.
-        """
-        return _word_starts(self.backend, self.size)
+    @cached_property
+    def coverage(self) -> Coverage:
+        """What it cannot encode of a few characters of many scripts."""
+        return probe(self.backend, self.role_ids.get("unk"))
+
+    @cached_property
+    def template_problem(self) -> str | None:
+        """How it frames text otherwise than training does; None if it does not."""
+        return template_difference(self.backend, self.cls_id, self.sep_id)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What one should know before preparing or training with it; each may be meant."""
+        found = []
+        if lost := self.coverage.problem:
+            found.append(f"{self.name} {lost}: {self._cure()}")
+        if self.template_problem:
+            found.append(
+                f"{self.name} {self.template_problem}; an export gets the template of training"
+            )
+        return found
+
+    def framed_files(self) -> dict[str, str]:
+        """Its files, with the template of training in them if its own is another."""
+        if self.template_problem is None:
+            return self.files
+        cls, sep = (
+            (str(self.backend.id_to_token(number)), number) for number in (self.cls_id, self.sep_id)
+        )
+        framed = with_template(self.files["tokenizer.json"], cls, sep)
+        return {**self.files, "tokenizer.json": framed}
+
+    def _cure(self) -> str:
+        return cure(self.backend, special_tokens(self.files).get("unk_token"))
+
+    def _why_not(self, texts: Sequence[str], error: Exception) -> str:
+        """The message for texts that cannot be encoded: which characters of the first of them."""
+        for text in texts:
+            try:
+                self.backend.encode(text, add_special_tokens=False)
+            except Exception:  # tokenizers raises no narrower one
+                bad = [c for c in dict.fromkeys(text) if self._refuses(c)]
+                where = f"{''.join(bad[:12])!r}" if bad else "some of its words"
+                return (
+                    f"tokenizer {self.name} cannot encode {where} in the text that begins "
+                    f"{text[:40]!r} ({error}); {self._cure()}"
+                )
+        return f"tokenizer {self.name}: {error}"
+
+    def _refuses(self, text: str) -> bool:
+        try:
+            self.backend.encode(text, add_special_tokens=False)
+        except Exception:  # tokenizers raises no narrower one
+            return True
+        return False
 
 
-def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
+def load_tokenizer(path_or_id: str | Path, *, quiet: bool = False) -> Tokenizer:
     """Load a Hugging Face tokenizer from a folder, or by its id on the Hub.
+
+    What it loses of text, and a template that is not training's, are logged as a warning: once a
+    process, and not by the workers of a pool, whose parent has said it.
+
+    Args:
+        path_or_id: the folder or the id.
+        quiet: for callers that show `doubts` themselves.
 
     Raises:
         ValueError: there is none, or it lacks one of the four special tokens we need.
     """
     name = str(path_or_id)
-    return tokenizer_of(_read_files(name), name)
+    loaded = tokenizer_of(_read_files(name), name)
+    if not quiet and multiprocessing.parent_process() is None:
+        for doubt in loaded.doubts:
+            if doubt not in _said:
+                _said.add(doubt)
+                log.warning("tokenizer %s", doubt)
+    return loaded
 
 
 def tokenizer_of(files: dict[str, str], name: str) -> Tokenizer:
@@ -291,25 +376,3 @@ def _without_defaults(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_defaults(item) for item in value]
     return value
-
-
-def _word_starts(backend: tokenizers.Tokenizer, size: int) -> np.ndarray | None:
-    model = json.loads(backend.to_str())["model"]
-    prefix = model.get("continuing_subword_prefix")
-    vocabulary = backend.get_vocab(with_added_tokens=True)
-    tokens = [""] * size
-    for token, number in vocabulary.items():
-        tokens[number] = token
-    if model["type"] == "WordPiece" and prefix:
-        return np.array([not token.startswith(prefix) for token in tokens])
-    if not any(token[:1] in ("\u0120", "\u2581") for token in tokens):
-        return None
-    # U+0120 is a byte-level space, U+2581 Metaspace's. A byte-level continuation of a letter beyond
-    # ASCII is shown as some other letter or sign above U+007F, so only ASCII signs can be told.
-    return np.array(
-        [
-            token[:1] in ("\u0120", "\u010a", "\u0109", "\u2581")
-            or (token[:1].isascii() and not token[:1].isalnum() and token[:1] != "_")
-            for token in tokens
-        ]
-    )
