@@ -105,7 +105,8 @@ def plan_splits(config: TokenizeConfig, tokenizer: Tokenizer) -> list[Split]:
             for split, chosen in files.items()
         }
         for split in SPLITS if "" in files else files:
-            chosen, parts = files.get("") or files[split], cut.get("") or cut[split]
+            together = "" if "" in files else split
+            chosen, parts = files[together], cut[together]
             splits.append(
                 Split(
                     source=source,
