@@ -126,6 +126,9 @@ def test_an_option_that_is_newer_than_a_fingerprint_had_its_default():
     for key in now.keys() - {"seed"}:
         older = {k: v for k, v in now.items() if k != key}
         check_fingerprint(older, now, ())
+    words = {**now, "masking.whole_words": "True"}
+    with pytest.raises(ValueError, match="masking.most_word_tokens: was any, now 8; masks differ"):
+        check_fingerprint(words, {**words, "masking.most_word_tokens": "8"}, ())
     with pytest.raises(ValueError, match="train_data.masking.whole_words: was False, now True"):
         older = {k: v for k, v in now.items() if k != "masking.whole_words"}
         check_fingerprint(older, fingerprint_of(MaskingConfig(whole_words=True)), ())

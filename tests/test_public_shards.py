@@ -14,8 +14,9 @@ from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.data.loader import Loader
 from tessera.data.pipeline.state import LoaderState
 from tessera.data.preparation.mds_writer import write_shards
+from tessera.data.sources.download import _may_be_absent
 from tessera.data.sources.mds import MdsDocuments
-from tessera.data.sources.mds_shard import BadShard, parse_index
+from tessera.data.sources.source import BadShard, parse_index
 
 DOCUMENTS = 40
 
@@ -327,3 +328,11 @@ def test_bounds_that_leave_nothing_are_said(tmp_path):
 def test_bounds_that_mean_nothing_are_refused(bounds, message):
     with pytest.raises(ValueError, match=message):
         SourceConfig(local="x", **bounds)
+
+
+@pytest.mark.parametrize(("code", "absent"), [("404", True), ("NoSuchKey", True), ("500", False)])
+def test_a_missing_object_of_s3_counts_as_absent(code, absent):
+    from botocore.exceptions import ClientError
+
+    error = ClientError({"Error": {"Code": code}}, "HeadObject")
+    assert _may_be_absent(error) is absent

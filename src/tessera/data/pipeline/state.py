@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 from tessera.data.config import MAY_CHANGE, DataConfig, MaskingConfig, SourceConfig
+from tessera.data.pipeline.masking import WORD_TOKENS
 from tessera.data.pipeline.pieces import PieceId
 from tessera.data.pipeline.streams import Cursor, Reader
 from tessera.files import JsonObject
@@ -34,6 +35,7 @@ _CONSEQUENCES = {
 }
 _SOURCES = "sources."
 _MASKING = "masking."
+_WORD_TOKENS = "masking.most_word_tokens"
 _NEVER_ALLOWED = ("lanes", "canonical_nodes")
 _PLAIN_KEYS = [key for key in _CONSEQUENCES if key not in ("seed", "tokenizer", "masking")]
 assert _CONSEQUENCES.keys() == {*_NEVER_ALLOWED, *MAY_CHANGE}
@@ -203,11 +205,18 @@ def _options(config: DataConfig) -> Fingerprint:
     found |= {
         f"{_MASKING}{f.name}": str(getattr(config.masking, f.name)) for f in fields(MaskingConfig)
     }
+    if config.masking.whole_words:
+        found[_WORD_TOKENS] = str(WORD_TOKENS)
     return found
 
 
 DEFAULTS = _options(DataConfig(sources={"any": SourceConfig(local="")}))
-"""What each option of a fingerprint is if nobody says otherwise."""
+DEFAULTS[_WORD_TOKENS] = "any"
+"""What each option of a fingerprint is if nobody says otherwise.
+
+Words of any length were masked whole before they were cut: runs that did so are not continued with
+other masks unasked.
+"""
 
 
 def _by_named_values(saved: Fingerprint) -> Fingerprint:

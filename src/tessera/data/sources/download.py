@@ -89,12 +89,12 @@ class Remote:
         try:
             return self._fetch_once(first, staging)
         except Exception as error:
-            if not _is_absent(error):
+            if not _may_be_absent(error):
                 raise
             try:
                 fetched = self._fetch_once(second, staging)
             except Exception as other:
-                raise (error if _is_absent(other) else other) from other
+                raise (error if _may_be_absent(other) else other) from other
         if second is raw and not self._holds_raw:
             self._holds_raw = True
             log.info(
@@ -123,7 +123,7 @@ class Remote:
             )
         problem = f"cannot be fetched from {self._url} ({error})"
         arrived = (staging / (shard.compressed or shard.raw).basename).exists()
-        if arrived or _is_absent(error):
+        if arrived or isinstance(error, FileNotFoundError):
             return FetchFailed(problem)
         return CacheError(
             f"source '{self._source}': {shard.raw.basename} {problem}; nothing says that the shard "
@@ -160,7 +160,7 @@ def _stream_class() -> type:
         raw_bytes = 0
 
         def _decompress_shard_part(
-            self, zip_info: Any, zip_filename: str, raw_filename: str, compression: str | None
+            self, zip_info: Any, zip_filename: str, raw_filename: str, compression: str
         ) -> None:
             name = self.validate_hash
             if name and get_hash(name, Path(zip_filename).read_bytes()) != zip_info.hashes[name]:
@@ -178,9 +178,19 @@ def _stream_class() -> type:
     return BoundedStream
 
 
-def _is_absent(error: Exception) -> bool:
-    """Whether a remote said that there is no such file; the Hub has a class of its own for it."""
-    return isinstance(error, FileNotFoundError) or "NotFound" in type(error).__name__
+def _may_be_absent(error: Exception) -> bool:
+    """Whether a remote may have said that there is no such file.
+
+    The Hub has a class of its own for it. S3 has a code, or says that access is denied where the
+    bucket may not be listed.
+    """
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return (
+        isinstance(error, FileNotFoundError)
+        or "NotFound" in type(error).__name__
+        or code in ("404", "NoSuchKey", "403")
+    )
 
 
 def read_remote_file(remote: str, name: str, staging: Path, attempts: int) -> bytes:
