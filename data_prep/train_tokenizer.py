@@ -30,8 +30,8 @@ from tessera.data.preparation.text_files import (
     parse_inputs,
     read_part,
 )
-from tessera.data.preparation.tokenizer_report import describe, describe_ids, fit
-from tessera.data.preparation.tokenizer_training import (
+from tessera.data.preparation.tokenizers.report import describe, describe_ids, fit
+from tessera.data.preparation.tokenizers.training import (
     SPECIAL_TOKENS,
     LeftOut,
     Survey,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from preparing import SCRIPTS, call, contents, make_records, make_tokenizer, words, write_jsonl
 
+from tessera.data.preparation.executors.local import TasksLost, in_processes
 from tessera.data.preparation.long_texts import PIECE_CHARACTERS, encode_long
 from tessera.data.preparation.notes import CUT_WORDS, Notes
-from tessera.data.preparation.workers import TasksLost, in_processes
 from tessera.tokenizer import load_tokenizer
 
 HEAVY = ("torch", "transformers", "composer", "streaming", "datasets", "pyarrow", "datatrove")
@@ -302,7 +302,8 @@ def test_what_was_left_out_and_noticed_is_said_and_kept(tmp_path, tokenizer):
 def test_each_input_is_read_once(tmp_path, tokenizer, monkeypatch):
     from preparing import script
 
-    from tessera.data.preparation import records, tokenizing
+    from tessera.data.preparation import tokenizing
+    from tessera.data.preparation.formats import records
 
     corpus = write_jsonl(tmp_path / "c.jsonl", make_records(300))
     seen = []

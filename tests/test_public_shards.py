@@ -16,7 +16,8 @@ from tessera.data.pipeline.state import LoaderState
 from tessera.data.preparation.mds_writer import write_shards
 from tessera.data.sources.download import _may_be_absent
 from tessera.data.sources.mds import MdsDocuments
-from tessera.data.sources.source import BadShard, parse_index
+from tessera.data.sources.mds_shard import parse_index
+from tessera.data.sources.source import BadShard
 
 DOCUMENTS = 40
 

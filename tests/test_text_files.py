@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tessera.data.preparation.discovery import discover, kind_of, split_of
+from tessera.data.preparation.formats.discovery import discover, kind_of, split_of
+from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, LONG_RECORDS, NULS, Notes
 from tessera.data.preparation.places import PlaceError
-from tessera.data.preparation.records import Reading
 from tessera.data.preparation.text_files import cut_into_parts, parse_inputs, read_part
 
 ROWS = [{"id": f"r{i}", "text": f"document {i}, gr\u00f6\u00dfer"} for i in range(40)]
@@ -96,7 +96,7 @@ def test_compressed_texts_are_documents(tmp_path):
 
 
 def test_a_json_array_larger_than_a_block_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("tessera.data.preparation.records._BLOCK", 64)
+    monkeypatch.setattr("tessera.data.preparation.formats.records._BLOCK", 64)
     (tmp_path / "c.json").write_text(ARRAY)
     assert read(tmp_path) == TEXTS
     (tmp_path / "c.json").write_text(ARRAY[:-30])
@@ -399,7 +399,7 @@ def test_a_huge_row_of_a_parquet_file_is_not_read_with_a_thousand_others(tmp_pat
 
     rows = [{"text": "x" * 10_000_000}] * 12
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "n.parquet")
-    from tessera.data.preparation import records
+    from tessera.data.preparation.formats import records
 
     seen = []
     real = pyarrow.parquet.ParquetFile.iter_batches

@@ -11,13 +11,13 @@ from test_data_prep import load, write_jsonl
 from test_tokenizer import byte_level, save, without_unknown, word_piece
 
 from tessera.data.pipeline.masking import mask, vocabulary
-from tessera.data.preparation.tokenizer_training import (
+from tessera.data.preparation.tokenizers.training import (
     LONGEST_WORD,
     LeftOut,
     Survey,
     without_endless_words,
 )
-from tessera.data.preparation.tokenizer_training import train_bpe as learn_bpe
+from tessera.data.preparation.tokenizers.training import train_bpe as learn_bpe
 from tessera.data.randomness import Draws
 from tessera.tokenizer import load_tokenizer
 

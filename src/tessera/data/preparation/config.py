@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from tessera.data.preparation.executors import ExecutorConfig
-from tessera.data.preparation.tables import Quoting
+from tessera.data.preparation.executors.executor import ExecutorConfig
+from tessera.data.preparation.formats.tables import Quoting
 from tessera.quantities import ByteSize
 
 _SMALLEST, _LARGEST = 1000, 2**31

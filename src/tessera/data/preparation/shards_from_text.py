@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from tessera.data.preparation import places
 from tessera.data.preparation.config import SourceConfig, TokenizeConfig
-from tessera.data.preparation.executors import Plan, log_folder, run
+from tessera.data.preparation.executors.executor import Plan, log_folder, run
+from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.mds_writer import compressor
 from tessera.data.preparation.places import File
-from tessera.data.preparation.records import Reading
 from tessera.data.preparation.shard_folders import ShardFolder, shard_folder
 from tessera.data.preparation.text_files import Input, Part, cut_into_parts
 from tessera.data.preparation.tokenizing import Task, Tokenizing

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tessera.data.preparation import places
-from tessera.data.preparation.discovery import Found, discover, is_dataset, kind_of
+from tessera.data.preparation.formats.discovery import Found, discover, is_dataset, kind_of
+from tessera.data.preparation.formats.records import Reading, is_lines_of_json, records
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, NULS, Notes
 from tessera.data.preparation.places import File, Interrupted
-from tessera.data.preparation.records import Reading, is_lines_of_json, records
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import xxhash
 
+from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.long_texts import encode_documents
 from tessera.data.preparation.mds_writer import PartWriter
 from tessera.data.preparation.notes import Notes
 from tessera.data.preparation.places import Interrupted
-from tessera.data.preparation.records import Reading
 from tessera.data.preparation.shard_folders import locked, shard_folder
 from tessera.data.preparation.text_files import Part, read_part
 from tessera.tokenizer import Tokenizer, load_tokenizer

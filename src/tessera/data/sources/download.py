@@ -160,8 +160,9 @@ def _stream_class() -> type:
         raw_bytes = 0
 
         def _decompress_shard_part(
-            self, zip_info: Any, zip_filename: str, raw_filename: str, compression: str
+            self, zip_info: Any, zip_filename: str, raw_filename: str, compression: str | None
         ) -> None:
+            assert compression is not None, "asked for compressed shards alone"
             name = self.validate_hash
             if name and get_hash(name, Path(zip_filename).read_bytes()) != zip_info.hashes[name]:
                 raise ValueError(f"Checksum failure: {zip_filename}")

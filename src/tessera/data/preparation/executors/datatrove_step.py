@@ -6,7 +6,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from tessera.data.preparation.workers import Work
+from tessera.data.preparation.executors.local import Work
 
 
 class DoShare(PipelineStep):

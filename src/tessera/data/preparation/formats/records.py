@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-from tessera.data.preparation import tables
-from tessera.data.preparation.discovery import is_dataset, kind_of
+from tessera.data.preparation.formats import tables
+from tessera.data.preparation.formats.discovery import is_dataset, kind_of
 from tessera.data.preparation.notes import Notes
 from tessera.data.preparation.places import is_remote, open_file
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tessera.data.preparation.workers import (
+from tessera.data.preparation.executors.local import (
     Work,
     WorkerFailed,
     in_processes,
@@ -177,7 +177,7 @@ class _Slurm:
             return
         from datatrove.executor.slurm import SlurmPipelineExecutor
 
-        from tessera.data.preparation.datatrove_step import DoShare
+        from tessera.data.preparation.executors.datatrove_step import DoShare
 
         shutil.rmtree(self._errors, ignore_errors=True)
         self._errors.mkdir(parents=True)

@@ -1,0 +1,1 @@
+"""Training a tokenizer on text in any script, and how well one fits."""
