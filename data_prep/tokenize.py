@@ -46,6 +46,7 @@ from tessera.data.preparation.text_files import (
 )
 from tessera.data.sources.mds_shard import INDEX, SUMMARY
 from tessera.files import write_whole
+from tessera.paths import LOCAL, SOURCE, named_path, option
 from tessera.quantities import ByteSize
 from tessera.tokenizer import Tokenizer, load_tokenizer
 
@@ -103,9 +104,23 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("input", nargs="*", help="[NAME=]PATH of a source (default: the folders in OUT/text)")
-    add("--out", default="data/demo", help="folder for NAME/{train,validation} (%(default)s)")
-    add("--tokenizer", help="folder or Hugging Face id (default: OUT/tokenizer)")
+    add(
+        "input",
+        nargs="*",
+        type=named_path,
+        help="[NAME=]PATH of a source (default: the folders in OUT/text)",
+    )
+    add(
+        "--out",
+        type=option(LOCAL),
+        default="data/demo",
+        help="folder for NAME/{train,validation} (%(default)s)",
+    )
+    add(
+        "--tokenizer",
+        type=option(SOURCE),
+        help="folder or Hugging Face id (default: OUT/tokenizer)",
+    )
     add("--text-column", action="append", default=[], metavar="COLUMN", help=TEXT_COLUMN_HELP)
     add("--id-column", help="column that holds ids (default: 'id', or the place in the file)")
     add("--validation-share", type=float, default=0.01, help="where inputs name no splits (0.01)")

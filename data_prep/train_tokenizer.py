@@ -39,6 +39,7 @@ from tessera.data.preparation.text_files import (
     read_part,
 )
 from tessera.files import write_whole
+from tessera.paths import LOCAL, SOURCE, named_path, option
 from tessera.tokenizer import Tokenizer as LoadedTokenizer
 from tessera.tokenizer import load_tokenizer
 
@@ -74,8 +75,18 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("input", nargs="*", help="[NAME=]PATH of a corpus (default: the folders in data/demo/text)")
-    add("--out", default="data/demo/tokenizer", help="folder to write (%(default)s)")
+    add(
+        "input",
+        nargs="*",
+        type=named_path,
+        help="[NAME=]PATH of a corpus (default: the folders in data/demo/text)",
+    )
+    add(
+        "--out",
+        type=option(LOCAL),
+        default="data/demo/tokenizer",
+        help="folder to write (%(default)s)",
+    )
     add("--vocab-size", type=int, default=8192, help="ids, special ones included (%(default)s)")
     add(
         "--max-mb", type=float, default=1000, help="megabytes of text to learn from, at most (1000)"
@@ -83,7 +94,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--text-column", action="append", default=[], metavar="COLUMN", help=TEXT_COLUMN_HELP)
     add("--model-max-length", type=int, default=8192, help="kept in the folder (%(default)s)")
     add("--overwrite", action="store_true", help="replace a tokenizer trained on something else")
-    add("--check", metavar="TOKENIZER", help="only report on this folder or Hugging Face id")
+    add(
+        "--check",
+        type=option(SOURCE),
+        metavar="TOKENIZER",
+        help="only report on this folder or Hugging Face id",
+    )
     return parser.parse_args()
 
 

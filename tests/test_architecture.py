@@ -12,13 +12,16 @@ import tessera
 PACKAGE = Path(tessera.__file__).parent
 PROJECT = PACKAGE.parent.parent
 
-LEAVES = {"config", "batch", "quantities", "files", "tokenizer"}
+LEAVES = {"config", "batch", "quantities", "files", "paths", "object_store", "fetch", "tokenizer"}
 MAY_IMPORT = {
-    "config": set(),
+    "config": {"paths"},
+    "paths": set(),
+    "object_store": {"files", "paths"},
+    "fetch": {"files", "paths", "object_store"},
     "batch": set(),
     "quantities": set(),
     "files": {"quantities"},
-    "tokenizer": {"files"},
+    "tokenizer": {"files", "paths", "fetch"},
     "optim": LEAVES,
     "reporting": LEAVES,
     "model": LEAVES,

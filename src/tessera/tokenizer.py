@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from tessera import fetch
 from tessera.files import as_json
+from tessera.paths import is_remote
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
@@ -184,7 +186,7 @@ def _object(files: dict[str, str], name: str) -> dict[str, Any]:
 
 
 def _read_files(name: str) -> dict[str, str]:
-    folder = Path(name)
+    folder = fetch.local(name) if is_remote(name) else Path(name)
     if not folder.is_dir():
         names_a_place = "/" in name and folder.parent.is_dir()  # an id has no folder before it
         if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
@@ -195,7 +197,7 @@ def _read_files(name: str) -> dict[str, str]:
     }
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
-    return files if "tokenizer.json" in files else _files_from_transformers(name, name)
+    return files if "tokenizer.json" in files else _files_from_transformers(str(folder), name)
 
 
 def _texts(folder: Path) -> dict[str, str]:

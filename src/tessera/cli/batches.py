@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.cli.arguments import add_config, load_config
+from tessera.cli.arguments import add_config, existing, load_config
 from tessera.config import ConfigError
 from tessera.data.config import BatchConfig, DataConfig
 
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     config = load_config(options)
     state = None
     if options.start_from is not None:
-        state = _state_of(options.start_from)
+        state = _state_of(existing(options.start_from))
 
     from tessera.tokenizer import load_tokenizer
 
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(line), flush=True)
 
 
-def _state_of(checkpoint: str) -> "LoaderState":
+def _state_of(checkpoint: Path) -> "LoaderState":
     from tessera.checkpoints.reader import read_checkpoint
     from tessera.data.pipeline.state import LoaderState
 

@@ -2,7 +2,9 @@
 
 import argparse
 
+from tessera.cli.arguments import existing, written
 from tessera.config import load
+from tessera.paths import SOURCE, is_remote
 
 HELP = "FlexBERT's .pt or a Hugging Face folder to a checkpoint."
 
@@ -23,8 +25,10 @@ def run(options: argparse.Namespace) -> None:
     """Import, and print where to."""
     from tessera.model.config import ModelConfig
 
+    out = written("--out", options.out)
+    source = existing(options.source) if is_remote(options.source) else SOURCE.parse(options.source)
     target = load(ModelConfig, options.model) if options.model else None
 
     from tessera.checkpoints.importer import import_checkpoint
 
-    print(import_checkpoint(options.source, options.out, target, tile=options.tile))
+    print(import_checkpoint(source, out, target, tile=options.tile))

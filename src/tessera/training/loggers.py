@@ -49,7 +49,7 @@ def open_sinks(config: RunConfig, *, step: int, done: int, closing: ExitStack) -
         done: of the duration, in its unit.
         closing: closes them in the end.
     """
-    metrics = MetricsFile(Path(config.run_folder), after_step=step)
+    metrics = MetricsFile(config.folder, after_step=step)
     closing.callback(metrics.close)
     lines = ProgressLines(
         config.name,
@@ -178,10 +178,10 @@ def _wandb(config: RunConfig) -> Logger:
         group=chosen.group,
         tags=chosen.tags or None,
         name=config.name,
-        id=_wandb_id(Path(config.run_folder)),
+        id=_wandb_id(config.folder),
         resume="allow",
         mode=chosen.mode,
-        dir=config.run_folder,
+        dir=str(config.folder),
         config=to_plain(config),
         allow_val_change=True,
         settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
@@ -207,7 +207,7 @@ def _wandb_id(folder: Path) -> str:
 def _tensorboard(config: RunConfig, after_step: int) -> Logger:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(Path(config.run_folder) / "tensorboard"), purge_step=after_step + 1)
+    writer = SummaryWriter(str(config.folder / "tensorboard"), purge_step=after_step + 1)
 
     def log(record: Record) -> None:
         for name, value in flat(record):

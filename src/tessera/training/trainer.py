@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -263,7 +262,7 @@ def recompile_watch(config: RunConfig, device: Device) -> Iterator[Callback]:
 def watchdog(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
     """Prints stacks when a step hangs, unless that is not wanted."""
     if config.watchdog_minutes is not None:
-        made = Watchdog(Path(config.run_folder), config.watchdog_minutes)
+        made = Watchdog(config.folder, config.watchdog_minutes)
         closing.callback(made.stop)
         yield made
 
@@ -312,7 +311,7 @@ def begin(
         + (f", max_lr {group['max_lr']:g}" if "max_lr" in group else "")
     )
     if distributed.rank() == 0:
-        write_whole(Path(config.run_folder) / "config.yaml", to_yaml(config).encode())
+        write_whole(config.folder / "config.yaml", to_yaml(config).encode())
 
 
 def _read_origin(config: RunConfig) -> Checkpoint | None:

@@ -7,7 +7,6 @@ milestones. What is saved is Composer's `state`, in which `RunRecord` is our ent
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,7 +134,7 @@ class Checkpointer(Callback):
         warn(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 
     def _write(self, contents: dict[str, Any], pin: bool) -> None:
-        folder, step = Path(self.config.run_folder), self.train_step.clock.steps
+        folder, step = self.config.folder, self.train_step.clock.steps
         path = run_folder.checkpoint_path(folder, step)
         if pin:  # first: a run killed after the next line would not come here again
             run_folder.pin(folder, step)
