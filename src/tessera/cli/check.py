@@ -46,12 +46,15 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     found = findings.problems
     changes: list[str] = []
     if saved is not None:
+        from tessera.training.rate_jump import describe_jump
         from tessera.training.resume import resumable
 
         try:
             changes = resumable(config, saved)
         except ValueError as error:
             found.append(str(error))
+        jump = describe_jump(config, saved.run_config, saved.progress, config.folder)
+        findings.doubts.extend([jump] if jump and not saved.done(config.duration) else [])
     if found:
         raise refusal(origin, [_located(problem, origin, overrides) for problem in found])
     lines = {

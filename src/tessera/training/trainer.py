@@ -39,6 +39,7 @@ from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
 from tessera.training.loggers import Sinks, open_sinks
 from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder, train_data_spec
+from tessera.training.rate_jump import describe_jump
 from tessera.training.resume import Saved
 from tessera.training.shutdown import StopRequest
 
@@ -301,6 +302,9 @@ def begin(
         )
         for change in changes:
             say(f"{config.name}: changed since: {change}")
+        jump = describe_jump(config, saved.run_config, saved.progress, config.folder)
+        if jump is not None:
+            warn(f"{config.name}: {jump}")
     elif config.start_from is not None and origin is not None:
         carried = resume.start(state, logger, origin, optimizer=config.start_from.optimizer)
         say(f"{config.name}: starts from {origin.path} ({carried})")
