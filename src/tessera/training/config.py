@@ -89,6 +89,8 @@ class CheckpointConfig:
     """An object store that a local `run_folder` is copied to as it grows, and resumed from."""
     upload_minutes: float = 30.0
     """How long the end of a run waits for an object store that takes nothing."""
+    lease_seconds: float = 60.0
+    """After how long a silence another node may take over a run in an object store."""
 
     def __post_init__(self) -> None:
         found = []
@@ -96,6 +98,8 @@ class CheckpointConfig:
             found.append(f"interval must be positive; got '{self.interval}'")
         if self.keep != "all" and self.keep < 1:
             found.append(f"keep must be at least 1, or 'all'; got {self.keep}")
+        if not self.lease_seconds >= 2:
+            found.append(f"lease_seconds must be at least 2; got {self.lease_seconds}")
         if not self.upload_minutes > 0:
             found.append(f"upload_minutes must be positive; got {self.upload_minutes}")
         if found:

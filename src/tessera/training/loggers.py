@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.config import to_plain
+from tessera.files import write_whole
 from tessera.training.config import RunConfig
 from tessera.training.console import ProgressLines, warn
 from tessera.training.shutdown import TrainingStopped
@@ -98,7 +99,15 @@ class MetricsFile:
             ) from error
 
     def sync(self) -> None:
-        """Bring everything written to the disk."""
+        """Bring everything written to the disk.
+
+        A cache may have been cleared away under the run: the file is then written there again.
+        """
+        if not self._path.exists() and self._path.parent.is_dir():
+            with open(f"/proc/self/fd/{self._file}", "rb") as gone:
+                write_whole(self._path, gone.read())
+            os.close(self._file)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         os.fsync(self._file)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from tessera.paths import is_remote
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.training.config import RunConfig
+from tessera.training.remote import remote_run
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
@@ -43,7 +44,11 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
         resuming: whether the phase has begun: what it once started from has then done its part,
             may be gone, and is not looked at.
     """
-    found = [*_folder_problems(config.folder), *config.world_problems(world_size)]
+    found = [
+        *_folder_problems(config.folder),
+        *remote_run.problems(config),
+        *config.world_problems(world_size),
+    ]
     doubts: list[str] = []
     tokenizer = None
     try:

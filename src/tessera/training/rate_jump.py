@@ -6,10 +6,10 @@ decayed therefore sends the rate back up within one step, without a mistake in a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tessera.config import ConfigError, decode, with_defaults
+from tessera.paths import join
 from tessera.training import run_folder
 from tessera.training.config import RunConfig
 
@@ -59,7 +59,7 @@ def find_jump(
 
 
 def describe_jump(
-    config: RunConfig, before: Mapping[str, Any], progress: Mapping[str, Any], folder: Path
+    config: RunConfig, before: Mapping[str, Any], progress: Mapping[str, Any]
 ) -> str | None:
     """The jump in words, with both rates and the checkpoint to start again from.
 
@@ -67,7 +67,6 @@ def describe_jump(
         config: the present one.
         before: as for `find_jump`.
         progress: as for `find_jump`.
-        folder: the run folder on this machine, for its pinned checkpoints.
     """
     jump = find_jump(config, before, progress)
     if jump is None:
@@ -78,7 +77,7 @@ def describe_jump(
     )
     if jump.next < jump.stopped:
         return f"{text}; if that is not meant, put optimizer, schedule and duration back"
-    earlier = before_decay(folder, progress["steps"])
+    earlier = before_decay(config, progress["steps"])
     if earlier is None:
         return (
             f"{text}; no checkpoint from before the decay is pinned here: start a phase of its own "
@@ -90,11 +89,15 @@ def describe_jump(
     )
 
 
-def before_decay(folder: Path, step: int) -> Path | None:
+def before_decay(config: RunConfig, step: int) -> str | None:
     """The newest pinned checkpoint before a step: runs pin the one at which their decay begins."""
-    kept = run_folder.checkpoints(folder)
-    earlier = [pinned for pinned in run_folder.pinned(folder) if pinned < step and pinned in kept]
-    return kept[max(earlier)] if earlier else None
+    kept = run_folder.checkpoints(config.folder)
+    earlier = [pinned for pinned in run_folder.pinned(config.folder) if pinned < step]
+    if config.remote is not None and earlier:
+        name = run_folder.checkpoint_path(config.folder, max(earlier)).name
+        return join(config.remote, "checkpoints", name)
+    here = [pinned for pinned in earlier if pinned in kept]
+    return str(kept[max(here)]) if here else None
 
 
 def _next_rate(config: RunConfig, progress: Mapping[str, Any]) -> float:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -53,6 +53,7 @@ def build_trainer(
     *,
     stop: StopRequest,
     closing: ExitStack,
+    after_save: Callable[[int], None] = lambda step: None,
 ) -> Trainer:
     """Assemble a phase: each piece is one line or one function below. Every rank calls this.
 
@@ -62,6 +63,7 @@ def build_trainer(
         origin: what `start_from` or `initial_weights` names, if it was read already.
         stop: asks for an end of training.
         closing: gets whatever is to be closed in the end.
+        after_save: called on rank 0 with the step of each checkpoint that was written.
 
     Raises:
         ValueError: something does not fit, with the key or file and the way out.
@@ -104,7 +106,13 @@ def build_trainer(
         *recompile_watch(config, device),
         evaluator,
         RunRecord(config, tokenizer, loader, train_step, evaluator),
-        Checkpointer(config=config, train_step=train_step, stop=stop, before_save=sinks.sync),
+        Checkpointer(
+            config=config,
+            train_step=train_step,
+            stop=stop,
+            before_save=sinks.sync,
+            after_save=after_save,
+        ),
         *watchdog(config, closing),
     ]
     trainer = Trainer(
@@ -302,7 +310,7 @@ def begin(
         )
         for change in changes:
             say(f"{config.name}: changed since: {change}")
-        jump = describe_jump(config, saved.run_config, saved.progress, config.folder)
+        jump = describe_jump(config, saved.run_config, saved.progress)
         if jump is not None:
             warn(f"{config.name}: {jump}")
     elif config.start_from is not None and origin is not None:

@@ -82,6 +82,8 @@ class Checkpointer(Callback):
     stop: StopRequest
     before_save: Callable[[], None]
     """Called on rank 0: what must be on the disk before a checkpoint that comes after it."""
+    after_save: Callable[[int], None] = lambda step: None
+    """Called on rank 0 with the step of a checkpoint that is on the disk."""
     failed_saves: int = 0
 
     def __post_init__(self) -> None:
@@ -118,8 +120,11 @@ class Checkpointer(Callback):
         problem = None
         if distributed.rank() == 0:
             try:
+                if self.config.is_cached:  # which may have been cleared away
+                    (self.config.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                 self.before_save()
                 self._write(contents, pin)
+                self.after_save(self.train_step.clock.steps)
             except (OSError, RuntimeError) as error:
                 problem = _first_cause(error)
         problem = distributed.from_first(problem)
