@@ -3,9 +3,12 @@
 The server speaks S3 on loopback; `reference/s3.py` stands before it and makes the trouble.
 """
 
+import hashlib
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
