@@ -256,7 +256,7 @@ class S3Store:
             )
         if code in {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}:
             return StoreError(f"{place}: the bucket is in another region; set AWS_DEFAULT_REGION")
-        status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         network = isinstance(error, boto.HTTPClientError | boto.ConnectionError | OSError)
         if network or status >= 500 or code in _TRANSIENT or _is_incomplete(error):
             line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -324,7 +324,12 @@ def sha256_of(path: Path) -> str:
 
 
 def _code(error: Exception) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def _response(error: Exception) -> dict[str, Any]:
+    """What the store answered with; {} if it did not (botocore's own errors hold None there)."""
+    return getattr(error, "response", None) or {}
 
 
 def _is_incomplete(error: Exception) -> bool:
