@@ -79,27 +79,31 @@ class RemoteRun:
         return self._answer("flushed")
 
     def _order(self, **fields: Any) -> None:
+        while self._readable():  # before the order: what comes after it may be its answer
+            self._note(self._read())
         try:
             _write(self._process, fields)
         except (OSError, ValueError):
-            self._problem = self._problem or "the uploading process is gone"
-        while self._readable():  # nothing waits in the pipe until it is full
-            self._note(self._read())
+            self._note(None)
 
     def _answer(self, name: str) -> str | None:
         """Wait for an answer, noting others on the way."""
         while True:
             found = self._read()
             if found is None:
-                return self._problem or "the uploading process is gone"
+                self._note(None)
+                return self._problem
             if name in found:
                 return found[name]
             self._note(found)
 
     def _note(self, found: dict[str, Any] | None) -> None:
-        if found is None:
-            self._problem = self._problem or "the uploading process is gone"
-        elif "lost" in found:
+        if found is None and not self._problem:
+            self._problem = "the uploading process is gone"
+            if not self._closed:
+                warn(f"NOTHING IS UPLOADED ANY MORE: {self._problem}; stopping after this step")
+                (self._config.folder / run_folder.STOP_FILE).touch()
+        elif found is not None and "lost" in found:
             self._problem = self._lost = str(found["lost"])
 
     def _readable(self) -> bool:

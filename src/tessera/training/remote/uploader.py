@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -323,6 +324,15 @@ def _say(text: str) -> None:
     print(f"tessera: {text}", file=sys.stderr, flush=True)
 
 
+def _or_end(work: Callable[[], None]) -> None:
+    """Run a thread's work; a defect in it ends the process, which rank 0 notices."""
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
 def main() -> None:
     """Serve rank 0 until it closes, or is gone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
@@ -337,7 +347,7 @@ def main() -> None:
         if uploader is None:
             uploader = Uploader(order)
             for work in (uploader.keep_lease, uploader.bring):
-                threading.Thread(target=work, daemon=True).start()
+                threading.Thread(target=_or_end, args=(work,), daemon=True).start()
         elif order["do"] == "saved":
             uploader.saved(order["step"])
         elif order["do"] == "flush":
