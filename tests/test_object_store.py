@@ -1,5 +1,6 @@
 """An object store read, written and refused: one message for each thing a person has to mend."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -333,3 +334,68 @@ def test_what_fsspec_reads_is_read(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"22"
     with pytest.raises(StoreError, match="gcsfs|cannot be read"):
         fetch.local("gs://no-such-bucket-of-anyone/x")
+
+
+# ---- what comes back to a disk
+
+
+def restored(tmp_path, *, generation, before, cached=True):
+    from tessera.training.remote.restore import restore
+
+    said = []
+    folder = tmp_path / "folder"
+    restore(
+        S3Store(PLACE),
+        folder,
+        generation=generation,
+        before=before,
+        cached=cached,
+        say=said.append,
+    )
+    return sorted(path.name for path in (folder / "checkpoints").iterdir()), said
+
+
+def put_checkpoint(store, step, content):
+    name = f"checkpoints/step{step:08d}"
+    store.write(f"{name}.pt", content)
+    said = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    store.write(f"{name}.json", json.dumps(said).encode())
+
+
+def test_a_disk_that_missed_nothing_keeps_what_was_not_uploaded(store, tmp_path):
+    put_checkpoint(store, 1, b"one")
+    assert restored(tmp_path, generation=1, before=0)[0] == ["step00000001.pt"]
+    (tmp_path / "folder" / "checkpoints" / "step00000002.pt").write_bytes(b"two")
+    names, _ = restored(tmp_path, generation=2, before=1)
+    assert names == ["step00000001.pt", "step00000002.pt"]
+
+
+def test_a_disk_that_missed_another_run_is_overruled_and_nothing_of_it_is_deleted(store, tmp_path):
+    put_checkpoint(store, 1, b"one")
+    restored(tmp_path, generation=1, before=0)
+    (tmp_path / "folder" / "checkpoints" / "step00000002.pt").write_bytes(b"two")
+    put_checkpoint(store, 2, b"another two")
+    names, _ = restored(tmp_path, generation=3, before=2)
+    assert names == ["step00000001.pt", "step00000002.pt", "step00000002.pt.superseded"]
+    brought = tmp_path / "folder" / "checkpoints" / "step00000002.pt"
+    assert brought.read_bytes() == b"another two"
+
+
+def test_a_store_that_was_emptied_begins_anew(store, tmp_path):
+    put_checkpoint(store, 1, b"one")
+    restored(tmp_path, generation=1, before=0)
+    store.delete(list(store.list()))
+    assert restored(tmp_path, generation=1, before=0)[0] == ["step00000001.pt.superseded"]
+
+
+def test_records_that_were_cleared_away_come_back(store, tmp_path):
+    put_checkpoint(store, 1, b"one")
+    store.write("metrics.jsonl", b"{}\n")
+    store.write("checkpoints/pinned.json", b"[1]")
+    restored(tmp_path, generation=1, before=0)
+    path = tmp_path / "folder" / "metrics.jsonl"
+    path.unlink()
+    pins = tmp_path / "folder" / "checkpoints" / "pinned.json"
+    pins.write_bytes(b"[1, 2]")
+    restored(tmp_path, generation=2, before=1)
+    assert path.read_bytes() == b"{}\n" and pins.read_bytes() == b"[1, 2]"

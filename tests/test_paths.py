@@ -124,6 +124,19 @@ def test_the_cache_is_where_the_variable_says(scratch, monkeypatch):
         cache_folder()
 
 
+def test_a_cache_that_others_may_write_to_is_refused(scratch, monkeypatch):
+    monkeypatch.delenv("TESSERA_CACHE", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    assert cache_folder().parent == scratch and cache_folder().stat().st_mode & 0o077 == 0
+    cache_folder().chmod(0o777)
+    with pytest.raises(ValueError, match="others may write there"):
+        cache_folder()
+    (scratch / f"tessera-cache-{os.getuid()}").rmdir()
+    (scratch / f"tessera-cache-{os.getuid()}").symlink_to(scratch)
+    with pytest.raises(ValueError, match="others may write there"):
+        cache_folder()
+
+
 def test_an_input_may_have_a_name(scratch):
     assert named_path("news=~/x") == f"news={scratch}/home/x"
     assert named_path("data/dt=2024") == "data/dt=2024"

@@ -10,6 +10,7 @@ Two kinds of trouble: `StoreError` is for a person to mend (no such bucket, no p
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -260,6 +261,7 @@ class S3Store:
         network = isinstance(error, boto.HTTPClientError | boto.ConnectionError | OSError)
         if network or status >= 500 or code in _TRANSIENT or _is_incomplete(error):
             line = (str(error).splitlines() or [type(error).__name__])[0]
+            line = re.sub(r"//[^/@\s]*@", "//", line)  # an endpoint's password
             return StoreUnavailable(f"{place}: does not answer ({line})")
         return StoreError(f"{place}: {error}")
 

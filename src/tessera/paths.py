@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Annotated
 
 CACHE_VARIABLE = "TESSERA_CACHE"
@@ -157,11 +158,20 @@ def cache_folder() -> Path:
     local disk, which is what it should be, and the user's own.
 
     Raises:
-        ValueError: the variable names no folder of this machine.
+        ValueError: the variable names no folder of this machine, or somebody else could write to
+            the one in the temporary folder.
     """
     named = os.environ.get(CACHE_VARIABLE)
     if not named:
-        return Path(tempfile.gettempdir()) / f"tessera-cache-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"tessera-cache-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+            raise ValueError(
+                f"{folder}: others may write there, so that what it holds cannot be trusted; "
+                f"remove it, or set {CACHE_VARIABLE} to a folder of your own"
+            )
+        return folder
     try:
         return Path(LOCAL.parse(named)).absolute()
     except ValueError as error:

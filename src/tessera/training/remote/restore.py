@@ -64,7 +64,7 @@ def restore(
             f"{folder} and {store.place} both hold checkpoints, and nothing says which of them "
             "continues the other; move one of them away, or name another checkpoints.remote"
         )
-    if whole and not in_step:
+    if not in_step and (whole or cached):  # a store that was emptied begins anew
         _set_aside(store, whole, local)
     if whole:
         # Of a cache that is in step, a file may have been cleared away all the same.
