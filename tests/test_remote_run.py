@@ -33,6 +33,13 @@ ELASTIC = {
     "batch__warmup": None,
     "evaluation__at_end": False,
 }
+LONG = {  # longer than any test takes, and few enough objects for the server
+    "duration": "400_000_000tok",
+    "checkpoints__interval": "5ba",
+    "checkpoints__keep": 2,
+    "evaluation__interval": None,
+    "evaluation__at_end": False,
+}
 NODES = {"world_size": 2, "master_addr": "127.0.0.1", "master_port": 29617}
 
 
@@ -198,7 +205,7 @@ def test_two_nodes_have_a_disk_each(s3, corpus, tmp_path, monkeypatch):
 def test_a_second_launcher_is_refused_and_takes_over_when_the_first_is_dead(
     s3, corpus, tmp_path, monkeypatch
 ):
-    plain = settings(corpus, duration="400_000tok", evaluation__at_end=False)
+    plain = settings(corpus, **LONG)
     path = tiny_run.write_yaml(tmp_path / "run.yaml", plain)
     first = tiny_run.start(path)
     wait_for(lambda: len(pointed(s3)) >= 2, first)
@@ -222,7 +229,7 @@ def test_a_second_launcher_is_refused_and_takes_over_when_the_first_is_dead(
 
 
 def test_a_stop_object_stops_a_run(s3, corpus, tmp_path):
-    plain = settings(corpus, duration="400_000tok", evaluation__at_end=False)
+    plain = settings(corpus, **LONG)
     process = tiny_run.start(tiny_run.write_yaml(tmp_path / "run.yaml", plain))
     wait_for(lambda: len(pointed(s3)) >= 2, process)
     s3.client().put_object(Bucket=BUCKET, Key="runs/tiny/stop", Body=b"")
