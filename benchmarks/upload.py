@@ -29,10 +29,10 @@ import tiny_run  # noqa: E402  the corpus and the YAML of the tests
 BUCKET = "benchmark"
 MODEL = {
     "vocab_size": 8192,
-    "hidden_size": 384,
-    "intermediate_size": 576,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
+    "hidden_size": 256,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
     "local_attention": 64,
 }
 
@@ -48,7 +48,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        corpus = tiny_run.make_corpus(folder / "corpus", documents=2000)
+        corpus = tiny_run.make_corpus(folder / "corpus", documents=600)
         server, endpoint = start_server()
         os.environ.update(
             S3_ENDPOINT_URL=endpoint,
@@ -93,8 +93,8 @@ def measure(corpus: Path, place: "Path | str", steps: int, every: int | None) ->
         duration=f"{steps}ba",
         train_data__row_tokens=1024,
         train_data__max_seq_len=512,
-        batch__rows=4,
-        batch__microbatch_rows=4,
+        batch__rows=2,
+        batch__microbatch_rows=2,
         checkpoints__interval=f"{every}ba" if every else None,
         checkpoints__keep=2,
         evaluation__at_end=False,
