@@ -9,13 +9,12 @@ everything saved (start it again).
 """
 
 import sys
-from pathlib import Path
 
 from tessera.config import load, to_yaml
 from tessera.training import distributed
 from tessera.training.config import RunConfig
 from tessera.training.console import say_complete
-from tessera.training.run_folder import is_complete
+from tessera.training.remote.remote_run import is_complete
 from tessera.training.shutdown import leave_after
 
 
@@ -23,7 +22,7 @@ def main(yaml_path: str, *overrides: str) -> int:
     """Load, build, fit."""
     config = load(RunConfig, yaml_path, overrides)
     config.check_world(distributed.world_size())
-    if is_complete(Path(config.run_folder), to_yaml(config)):
+    if is_complete(config, to_yaml(config)):
         say_complete(config)
         return 0
 

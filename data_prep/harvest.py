@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from tqdm import tqdm
 
 from tessera.files import write_whole
+from tessera.paths import LOCAL, option
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
@@ -81,7 +82,12 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", default="data/demo/text", help="folder for <kind>/{train,validation}.jsonl")
+    add(
+        "--out",
+        type=option(LOCAL),
+        default="data/demo/text",
+        help="folder for <kind>/{train,validation}.jsonl",
+    )
     add("--mb", type=float, default=12.0, help="megabytes of text of each kind, at most (12)")
     return parser.parse_args()
 

@@ -40,6 +40,7 @@ from tessera.data.preparation.tokenizers.training import (
     without_endless_words,
 )
 from tessera.files import write_whole
+from tessera.paths import LOCAL, SOURCE, option
 from tessera.tokenizer import Tokenizer as LoadedTokenizer
 from tessera.tokenizer import files_for_transformers, load_tokenizer, tokenizer_of
 
@@ -71,10 +72,16 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("input", nargs="*", help="[NAME=]PATH of a corpus (default: the folders in data/demo/text)")
-    add("--out", default="data/demo/tokenizer", help="folder to write (%(default)s)")
+    add(
+        "--out",
+        type=option(LOCAL),
+        default="data/demo/tokenizer",
+        help="folder to write (%(default)s)",
+    )
     add(
         "--from",
         dest="existing",
+        type=option(SOURCE),
         metavar="TOKENIZER",
         help="train one of this folder's or Hugging Face id's algorithm and special tokens",
     )
@@ -90,7 +97,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--text-column", action="append", default=[], metavar="COLUMN", help=TEXT_COLUMN_HELP)
     add("--model-max-length", type=int, default=8192, help="kept in the folder (%(default)s)")
     add("--overwrite", action="store_true", help="replace a tokenizer trained on something else")
-    add("--check", metavar="TOKENIZER", help="only report on this folder or Hugging Face id")
+    add(
+        "--check",
+        type=option(SOURCE),
+        metavar="TOKENIZER",
+        help="only report on this folder or Hugging Face id",
+    )
     return parser.parse_args()
 
 

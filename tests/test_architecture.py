@@ -12,14 +12,20 @@ import tessera
 PACKAGE = Path(tessera.__file__).parent
 PROJECT = PACKAGE.parent.parent
 
-LEAVES = {"config", "batch", "quantities", "files", "retry", "tokenizer"}
+LEAVES = {
+    "config", "batch", "quantities", "files", "retry", "paths", "object_store", "fetch",
+    "tokenizer",
+}  # fmt: skip
 MAY_IMPORT = {
-    "config": set(),
+    "config": {"paths"},
+    "paths": set(),
+    "object_store": {"files", "paths"},
+    "fetch": {"files", "paths", "object_store"},
     "batch": set(),
     "quantities": set(),
     "retry": set(),
     "files": {"quantities"},
-    "tokenizer": {"files"},
+    "tokenizer": {"files", "paths", "fetch"},
     "optim": LEAVES,
     "reporting": LEAVES,
     "model": LEAVES,

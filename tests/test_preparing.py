@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from preparing import SCRIPTS, call, contents, make_records, make_tokenizer, words, write_jsonl
+from tiny_run import REPOSITORY
 
 from tessera.data.preparation.executors.local import TasksLost, in_processes
 from tessera.data.preparation.long_texts import PIECE_CHARACTERS, encode_long
@@ -46,17 +47,17 @@ def test_the_small_path_imports_nothing_heavy(tmp_path, tokenizer):
     assert (tmp_path / "out/c/train/index.json").exists()
 
 
-@pytest.mark.parametrize(
-    "module",
-    sorted(path.stem for path in Path("src/tessera/data/preparation").glob("*.py"))
-    if Path("src/tessera/data/preparation").is_dir()
-    else [],
-)
+PREPARATION = REPOSITORY / "src" / "tessera" / "data" / "preparation"
+MODULES = sorted(str(path.relative_to(PREPARATION)) for path in PREPARATION.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_no_module_of_preparation_imports_torch(module):
-    if module == "datatrove_step":
+    if "datatrove" in module:
         pytest.importorskip("datatrove")
-    name = "tessera.data.preparation" + ("" if module == "__init__" else f".{module}")
-    allowed = {"datatrove"} if module == "datatrove_step" else set()
+    name = ".".join(["tessera.data.preparation", *Path(module).with_suffix("").parts])
+    name = name.removesuffix(".__init__")
+    allowed = {"datatrove"} if "datatrove" in module else set()
     code = (
         f"import sys, {name}\n"
         f"heavy = (set({HEAVY}) - {allowed | {'nothing'}}) & sys.modules.keys()\n"

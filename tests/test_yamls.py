@@ -12,7 +12,9 @@ from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.training.config import RunConfig
 
 YAMLS = Path(__file__).parent.parent / "yamls"
-PHASES = sorted(p for p in YAMLS.rglob("*.yaml") if p.parent.name not in {"models", "data"})
+PHASES = sorted(
+    p for p in YAMLS.rglob("*.yaml") if p.parent.name not in {"models", "data", "cluster"}
+)
 NAMES = [str(path.relative_to(YAMLS)) for path in PHASES]
 
 # modernbert recipe: tokens, context, token slots of a batch, peak rate, weight decay, theta,

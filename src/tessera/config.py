@@ -7,19 +7,23 @@ Knows no section of any configuration, and imports no torch. A section is a froz
 import dataclasses
 import difflib
 import os
+import re
 import traceback
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tessera.paths import LOCAL
+
 Section = TypeVar("Section")
 _FAILED = object()
+_VARIABLE = re.compile(r"(?<!\\)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class ConfigError(Exception):
@@ -60,14 +64,39 @@ def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: naming the file and every key that is wrong, with what was likely meant.
     """
-    tree = OmegaConf.create(_read(Path(path), ()))
+    path = _local(str(path))
+    content = _read(path, ())
+    keys = {*content, *(override.partition("=")[0].strip() for override in overrides)}
+    tree = OmegaConf.create(_keep_variables(content, keys))
     try:
         for override in overrides:
-            tree = _override(tree, override)
+            tree = _override(tree, _keep_variables(override, keys))
         plain = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     return decode(cls, plain, str(path))
+
+
+def _local(text: str) -> Path:
+    """The path of a YAML, expanded."""
+    try:
+        return Path(LOCAL.parse(text))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _keep_variables(value: Any, keys: set[str]) -> Any:
+    """The same, where `${NAME}` that is no key at the top stands for itself.
+
+    OmegaConf takes it for the value of a key; in a path it is a variable of the environment.
+    """
+    if isinstance(value, dict):
+        return {key: _keep_variables(item, keys) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_keep_variables(item, keys) for item in value]
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda m: m[0] if m[1] in keys else "\\" + m[0], value)
+    return value
 
 
 def defined_in(path: Path, key: str) -> Path | None:
@@ -170,7 +199,7 @@ def _extend(section: dict, path: Path, chain: tuple[Path, ...]) -> dict:
     }
     merged: dict = {}
     for base in _bases(section):
-        merged = _merge(merged, _read(path.parent / base, chain))
+        merged = _merge(merged, _read(path.parent / _local(base), chain))
     return _merge(merged, own)
 
 
@@ -186,7 +215,7 @@ def _find(section: Any, path: Path, names: Sequence[str]) -> Path | None:
         return None
     found = _find(section[names[0]], path, names[1:]) if names[0] in section else None
     for base in reversed(_bases(section)):
-        found = found or defined_in(path.parent / base, ".".join(names))
+        found = found or defined_in(path.parent / _local(base), ".".join(names))
     return found
 
 
@@ -264,7 +293,7 @@ def _keys(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def _fields(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
@@ -274,6 +303,8 @@ def _decode(kind: Any, value: Any, key: str, report: _Report) -> Any:
         return _decode_union(kind, value, key, report)
     if origin is Literal:
         return _decode_literal(kind, value, key, report)
+    if origin is Annotated:  # text that means something: a path
+        return _parse(get_args(kind)[1], value, key, report)
     if dataclasses.is_dataclass(kind):
         if hasattr(kind, "parse") and not isinstance(value, Mapping):
             return _parse(kind, value, key, report)
@@ -417,6 +448,13 @@ def _decode_scalar(kind: Any, value: Any, key: str, report: _Report) -> Any:
     if kind is Any or (isinstance(kind, type) and type(value) is kind):
         if isinstance(value, float) and value - value != 0:
             return report.add(key, f"expected a finite number, got {value!r}")
+        if isinstance(value, str) and (match := _VARIABLE.search(value)):
+            name = match[1]
+            return report.add(
+                key,
+                f"{value!r}: no key is named '{name}'; a variable of the environment is written "
+                f"${{oc.env:{name}}} here",
+            )
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -429,6 +467,8 @@ def _name(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     if kind in words:
         return words[kind]
+    if get_origin(kind) is Annotated:
+        return "a path"
     if get_origin(kind) is Literal:
         return " or ".join(f"'{choice}'" for choice in get_args(kind))
     return getattr(kind, "__name__", str(kind))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tessera import fetch
 from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError, build_model, check_weights
 from tessera.checkpoints.formats import composer, flexbert, huggingface, restart_state
 from tessera.checkpoints.safe_files import load_pickled_tensors, load_safetensors
@@ -22,7 +23,7 @@ def read_checkpoint(path: str | Path, *, model_config: ModelConfig | None = None
     Raises:
         CheckpointError: there is nothing readable at `path`; the message says why.
     """
-    found = locate(Path(path))
+    found = locate(fetch.local(path))
     if not found.is_dir():
         checkpoint = _read_file(found, model_config)
     elif restart_state.is_release(found):

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tessera import fetch
 from tessera.config import ConfigError, load
+from tessera.fetch import Wanted
+from tessera.paths import LOCAL
 
 if TYPE_CHECKING:
     from tessera.training.config import RunConfig
@@ -48,12 +51,29 @@ def at_least(least: int, option: str, value: int) -> int:
     return value
 
 
-def existing(path: str) -> Path:
+def existing(path: str, wanted: Wanted = "newest") -> Path:
     """A path that a command is to read, before anything heavy is imported to read it.
 
+    Args:
+        path: of this machine, or a remote one, which is fetched into the cache.
+        wanted: what is needed of it, if it is a remote run folder.
+
     Raises:
-        ConfigError: there is nothing.
+        ValueError: there is nothing, or it cannot be fetched.
     """
-    if not Path(path).exists():
+    found = fetch.local(path, wanted)
+    if not found.exists():
         raise ConfigError(f"{path}: there is no such file or folder")
-    return Path(path)
+    return found
+
+
+def written(option: str, path: str) -> Path:
+    """A path that a command is to write: of this machine, expanded.
+
+    Raises:
+        ConfigError: it is somewhere else.
+    """
+    try:
+        return Path(LOCAL.parse(path))
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera.cli.arguments import add_config, at_least, existing, load_config
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         existing(options.start_from)
     config = load_config(options)
     config.check_world(world_size)
-    state = None if options.start_from is None else _state_of(options.start_from)
+    state = None if options.start_from is None else _state_of(existing(options.start_from))
 
     from tessera.tokenizer import load_tokenizer
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(line), flush=True)
 
 
-def _state_of(checkpoint: str) -> "LoaderState":
+def _state_of(checkpoint: Path) -> "LoaderState":
     from tessera.checkpoints.reader import read_checkpoint
     from tessera.data.pipeline.state import LoaderState
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tessera import fetch
 from tessera.cli.arguments import add_config, at_least, load_config
 from tessera.config import defined_in, refusal
 from tessera.model.config import ModelConfig
 from tessera.training.config import RunConfig
+from tessera.training.remote.remote_run import has_begun
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
@@ -46,6 +48,7 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     found = findings.problems
     changes: list[str] = []
     if saved is not None:
+        from tessera.training.rate_jump import describe_jump
         from tessera.training.resume import resumable, skipped_too_late
 
         try:
@@ -53,6 +56,8 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
             findings.doubts.extend(skipped_too_late(config, saved))
         except ValueError as error:
             found.append(str(error))
+        jump = describe_jump(config, saved.run_config, saved.progress)
+        findings.doubts.extend([jump] if jump and not saved.done(config.duration) else [])
     if found:
         raise refusal(origin, [_located(problem, origin, overrides) for problem in found])
     lines = {
@@ -116,10 +121,13 @@ def _model(config: ModelConfig) -> str:
 
 def _saved(config: RunConfig) -> "Saved | None":
     """What the phase would resume from; nothing is renamed here, as training would."""
+    from tessera.checkpoints.reader import locate
     from tessera.training.run_folder import checkpoints, damage
 
-    whole = (p for p in reversed(checkpoints(Path(config.run_folder)).values()) if not damage(p))
-    path = next(whole, None)
+    whole = (p for p in reversed(checkpoints(config.folder).values()) if not damage(p))
+    path = None if config.is_cached else next(whole, None)
+    if path is None and config.remote is not None and has_begun(config):
+        path = locate(fetch.local(config.remote))
     if path is None:
         return None
     from tessera.training.resume import read

@@ -1,7 +1,8 @@
 """`tessera evaluate`: loss per source beside the unigram entropy, and masks filled."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera.cli.arguments import existing, load_run_config
@@ -36,17 +37,16 @@ def run(options: argparse.Namespace) -> None:
     if options.config is None and not options.fill:
         raise ConfigError("nothing to do: give --config YAML for losses, --fill TEXT for masks")
     config = load_run_config(options.config[0], options.config[1:]) if options.config else None
-    for model in options.models:
-        existing(model)
-    filled = [line for model in options.models for line in _fills(model, options.fill)]
+    models = {model: existing(model) for model in options.models}
+    filled = [line for model in models.items() for line in _fills(*model, options.fill)]
     if config is not None:
-        for line in _losses(options.models, config):
+        for line in _losses(models, config):
             print(line, flush=True)
     for line in filled:
         print(line, flush=True)
 
 
-def _losses(models: Sequence[str], config: "RunConfig") -> Iterator[str]:
+def _losses(models: Mapping[str, Path], config: "RunConfig") -> Iterator[str]:
     from tessera.checkpoints import load_model
     from tessera.data.validation import validation_batches
     from tessera.evaluation.masked_lm import score
@@ -56,8 +56,8 @@ def _losses(models: Sequence[str], config: "RunConfig") -> Iterator[str]:
     rate = config.evaluation.masking_rate
     yield f"masked-LM loss in nats on the validation documents, {rate:.0%} masked"
     yield f"{'model':<40} {'source':<10} {'loss':>7} {'right':>6} {'unigram entropy':>16}"
-    for path in models:
-        model = load_model(path)
+    for path, found in models.items():
+        model = load_model(found)
         for name, source in config.train_data.sources.items():
             if source.validation_split is None:
                 continue
@@ -79,13 +79,13 @@ def _losses(models: Sequence[str], config: "RunConfig") -> Iterator[str]:
             )
 
 
-def _fills(model: str, texts: Sequence[str]) -> Iterator[str]:
+def _fills(name: str, model: Path, texts: Sequence[str]) -> Iterator[str]:
     if not texts:
         return
     from tessera.evaluation.fill_mask import fill_masks
 
     answers = fill_masks(model, texts)
-    yield f"\n{model} fills"
+    yield f"\n{name} fills"
     for filled in answers:
         guesses = ", ".join(f"{token!r} {share:.0%}" for token, share in filled.guesses)
         yield f"  {filled.text}\n    {guesses}"

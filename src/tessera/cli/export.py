@@ -2,7 +2,7 @@
 
 import argparse
 
-from tessera.cli.arguments import existing
+from tessera.cli.arguments import existing, written
 
 HELP = "A checkpoint to a Hugging Face folder, verified."
 
@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Export, and print where to."""
-    existing(options.checkpoint)
+    out, checkpoint = written("--out", options.out), existing(options.checkpoint)
 
     from tessera.checkpoints.exporter import export
     from tessera.checkpoints.reader import read_checkpoint
 
-    folder = export(read_checkpoint(options.checkpoint), options.out)
+    folder = export(read_checkpoint(checkpoint), out)
     print(f"{folder}: a Hugging Face folder; transformers gives the logits of the checkpoint")

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from tessera.cli.arguments import existing
+from tessera.cli.arguments import existing, written
 from tessera.config import ConfigError, load
+from tessera.paths import SOURCE, is_remote
 
 HELP = "FlexBERT's .pt or a Hugging Face folder to a checkpoint."
 
@@ -31,11 +32,13 @@ def run(options: argparse.Namespace) -> None:
     """Import, and print where to."""
     from tessera.model.config import ModelConfig
 
+    out = written("--out", options.out)
+    named = options.source  # an id on the Hub has one "/", and is no file's name
+    is_id = not is_remote(named) and named.count("/") == 1 and not named.endswith(".pt")
+    source = SOURCE.parse(named) if is_id else existing(named)
     target = load(ModelConfig, options.model) if options.model else None
     if Path(options.out).suffix != ".pt":
         raise ConfigError(f"--out {options.out}: give the checkpoint a name that ends in .pt")
-    if options.source.count("/") != 1:  # an id on the Hub has one
-        existing(options.source)
 
     from tessera.tokenizer.extension import read_addition
 
@@ -43,9 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
     from tessera.checkpoints.importer import import_checkpoint
 
-    made = import_checkpoint(
-        options.source, options.out, target, tile=options.tile, extend_tokenizer=addition
-    )
+    made = import_checkpoint(source, out, target, tile=options.tile, extend_tokenizer=addition)
     print(made)
     if addition is not None:
         beside = made.with_name(f"{made.stem}-tokenizer")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tessera.cli.arguments import existing
+from tessera.cli.arguments import existing, written
 
 HELP = "The average of checkpoints of one architecture."
 
@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Merge, and print where to."""
-    for checkpoint in options.checkpoints:
-        existing(checkpoint)
+    out = written("--out", options.out)
+    checkpoints = [existing(checkpoint) for checkpoint in options.checkpoints]
 
     from tessera.checkpoints.merge import merge
 
-    print(merge(options.checkpoints, options.out, weights=options.weights))
+    print(merge(checkpoints, out, weights=options.weights))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from tessera.cli.arguments import existing
+from tessera.cli.arguments import existing, written
 
 HELP = "Every checkpoint of a run as a revision to publish."
 
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Release, and print the index."""
-    existing(options.run_folder)
+    out, run_folder = written("--out", options.out), existing(options.run_folder, "all")
 
     from tessera.checkpoints.release.revisions import release
 
-    print(release(options.run_folder, options.out, push=options.push, license=options.license))
+    print(release(run_folder, out, push=options.push, license=options.license))

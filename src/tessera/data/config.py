@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
+from tessera.paths import ShardCachePath, ShardsPath
 from tessera.quantities import ByteSize, Duration
 
 FORMATS = {"mds": "tessera.data.sources.mds"}
@@ -21,11 +22,11 @@ MAY_CHANGE = (
 class SourceConfig:
     """One source of documents: a folder of MDS shards, possibly a cache of a remote one."""
 
-    local: str
+    local: ShardCachePath
     """The folder that holds, or will hold, the shards."""
     format: str = "mds"
     """What they are: a name in `FORMATS`."""
-    remote: str | None = None
+    remote: ShardsPath | None = None
     """Where the shards come from if not local already: whatever Streaming reads (s3://, a path)."""
     split: str = "train"
     """Sub-folder of `local` and `remote` with the training documents; '' for none."""

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from tessera import fetch
 from tessera.files import JsonObject, as_json
+from tessera.paths import is_remote
 from tessera.tokenizer.coverage import Coverage, cure, probe
 from tessera.tokenizer.template import template_difference, with_template
 from tessera.tokenizer.words import word_starts
@@ -269,7 +271,7 @@ def _object(files: dict[str, str], name: str) -> JsonObject:
 
 
 def _read_files(name: str) -> dict[str, str]:
-    folder = Path(name)
+    folder = fetch.local(name) if is_remote(name) else Path(name)
     if not folder.is_dir():
         names_a_place = "/" in name and folder.parent.is_dir()  # an id has no folder before it
         if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
@@ -280,7 +282,7 @@ def _read_files(name: str) -> dict[str, str]:
     }
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
-    return files if "tokenizer.json" in files else _files_from_transformers(name, name)
+    return files if "tokenizer.json" in files else _files_from_transformers(str(folder), name)
 
 
 def _texts(folder: Path) -> dict[str, str]:

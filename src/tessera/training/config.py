@@ -9,6 +9,7 @@ from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.model.config import ModelConfig
 from tessera.optim.config import OptimizerConfig, StableAdamW
 from tessera.optim.schedules import Schedule, WarmupStableDecay, problems
+from tessera.paths import SOURCE, RunPath, SourcePath, StorePath, cached, is_remote
 from tessera.quantities import Duration
 
 
@@ -16,7 +17,7 @@ from tessera.quantities import Duration
 class StartFrom:
     """The checkpoint a phase begins with; its clock, schedule and data are fresh."""
 
-    checkpoint: str
+    checkpoint: SourcePath
     """A run folder (its newest checkpoint), a checkpoint file, or a Hugging Face folder."""
     optimizer: bool = True
     """Carry the optimizer's moments over too, where the checkpoint has them."""
@@ -26,7 +27,7 @@ class StartFrom:
         """A path alone is short for `checkpoint: path`."""
         if not isinstance(text, str) or not text:
             raise ValueError(f"expected the path of a checkpoint or a run folder; got {text!r}")
-        return cls(checkpoint=text)
+        return cls(checkpoint=SOURCE.parse(text))
 
     def __str__(self) -> str:
         return self.checkpoint
@@ -36,7 +37,7 @@ class StartFrom:
 class InitialWeights:
     """A larger model laid from tiles of a smaller one; the optimizer starts fresh."""
 
-    tile: str
+    tile: SourcePath
     """The smaller model: a run folder, a checkpoint file, or a Hugging Face folder."""
     mode: Literal["default", "published"] = "default"
     """`published` repeats the published code, which leaves the last norm untiled."""
@@ -78,6 +79,12 @@ class CheckpointConfig:
     """How many of the newest to keep. Milestones and the start of a decay are kept besides."""
     milestones: tuple[Duration, ...] = ()
     """A checkpoint is saved at the first step past each of these, and never deleted."""
+    remote: StorePath | None = None
+    """An object store that a local `run_folder` is copied to as it grows, and resumed from."""
+    upload_minutes: float = 30.0
+    """How long the end of a run waits for an object store that takes nothing."""
+    lease_seconds: float = 60.0
+    """After how long a silence another node may take over a run in an object store."""
 
     def __post_init__(self) -> None:
         found = []
@@ -85,6 +92,10 @@ class CheckpointConfig:
             found.append(f"interval must be positive; got '{self.interval}'")
         if self.keep != "all" and self.keep < 1:
             found.append(f"keep must be at least 1, or 'all'; got {self.keep}")
+        if not self.lease_seconds >= 2:
+            found.append(f"lease_seconds must be at least 2; got {self.lease_seconds}")
+        if not self.upload_minutes > 0:
+            found.append(f"upload_minutes must be positive; got {self.upload_minutes}")
         if found:
             raise ValueError("\n".join(found))
 
@@ -177,7 +188,7 @@ class SpikeConfig:
 class RunConfig:
     """One phase of training, from one YAML."""
 
-    run_folder: str
+    run_folder: RunPath
     """Where the phase keeps its resolved config, metrics and checkpoints; one phase each."""
     run_name: str | None = None
     """For people and loggers; null takes the last two parts of `run_folder`."""
@@ -186,7 +197,7 @@ class RunConfig:
     duration: Duration
     """Length of the phase, almost always in real tokens."""
     model: ModelConfig
-    tokenizer: str
+    tokenizer: SourcePath
     """The folder of the tokenizer the data was prepared with."""
     train_data: DataConfig
     batch: BatchConfig
@@ -215,6 +226,10 @@ class RunConfig:
         found = problems(self.schedule, self.duration)
         if not self.run_folder.strip():
             found.append("run_folder is empty: name the folder this phase writes to")
+        if is_remote(self.run_folder) and self.checkpoints.remote is not None:
+            found.append(
+                "checkpoints.remote: run_folder is in an object store already; name one of them"
+            )
         if self.duration.value < 1:
             found.append(f"duration must be positive; got '{self.duration}'")
         if not self.z_loss >= 0:
@@ -248,9 +263,25 @@ class RunConfig:
             raise ValueError("\n".join(found))
 
     @property
+    def folder(self) -> Path:
+        """The run folder on this machine; of one in an object store, a cache that may vanish."""
+        return cached("runs", self.run_folder) if self.is_cached else Path(self.run_folder)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the run folder is in an object store, and `folder` only a cache of it."""
+        return is_remote(self.run_folder)
+
+    @property
+    def remote(self) -> str | None:
+        """The object store that the run folder lives in, or is copied to."""
+        return self.run_folder if self.is_cached else self.checkpoints.remote
+
+    @property
     def name(self) -> str:
         """The run's name for people and loggers."""
-        parts = [part for part in Path(self.run_folder).parts if part not in {"/", ".", "runs"}]
+        path = self.run_folder.partition("://")[2] if self.is_cached else self.run_folder
+        parts = [part for part in Path(path).parts if part not in {"/", ".", "runs"}]
         return self.run_name or "-".join(parts[-2:]) or "run"
 
     def world_problems(self, world_size: int) -> list[str]:
@@ -277,6 +308,8 @@ class RunConfig:
         return []
 
     def _is_own(self, path: str) -> bool:
+        if is_remote(path):
+            return self.remote in (path, path.partition("/checkpoints")[0])
         own = Path(self.run_folder).resolve()
         other = Path(path).resolve()
         return other == own or own / "checkpoints" in [other, *other.parents]

@@ -73,6 +73,14 @@ def from_first(value: Value) -> Value:
     return values[0]
 
 
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        import torch.distributed as dist
+
+        dist.barrier(group=_host())
+
+
 def _host() -> "ProcessGroup | None":
     """The group for objects: gloo's, made beside NCCL's where that is the default."""
     import torch.distributed as dist

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.config import to_plain
-from tessera.files import JsonObject
+from tessera.files import JsonObject, write_whole
 from tessera.training.config import RunConfig
 from tessera.training.console import ProgressLines, warn
 from tessera.training.shutdown import TrainingStopped
@@ -50,7 +50,7 @@ def open_sinks(config: RunConfig, *, step: int, done: int, closing: ExitStack) -
         done: of the duration, in its unit.
         closing: closes them in the end.
     """
-    metrics = MetricsFile(Path(config.run_folder), after_step=step)
+    metrics = MetricsFile(config.folder, after_step=step)
     closing.callback(metrics.close)
     lines = ProgressLines(
         config.name,
@@ -99,7 +99,15 @@ class MetricsFile:
             ) from error
 
     def sync(self) -> None:
-        """Bring everything written to the disk."""
+        """Bring everything written to the disk.
+
+        A cache may have been cleared away under the run: the file is then written there again.
+        """
+        if not self._path.exists() and self._path.parent.is_dir():
+            with open(f"/proc/self/fd/{self._file}", "rb") as gone:
+                write_whole(self._path, gone.read())
+            os.close(self._file)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -179,10 +187,10 @@ def _wandb(config: RunConfig) -> Logger:
         group=chosen.group,
         tags=chosen.tags or None,
         name=config.name,
-        id=_wandb_id(Path(config.run_folder)),
+        id=_wandb_id(config.folder),
         resume="allow",
         mode=chosen.mode,
-        dir=config.run_folder,
+        dir=str(config.folder),
         config=to_plain(config),
         allow_val_change=True,
         settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
@@ -208,7 +216,7 @@ def _wandb_id(folder: Path) -> str:
 def _tensorboard(config: RunConfig, after_step: int) -> Logger:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(Path(config.run_folder) / "tensorboard"), purge_step=after_step + 1)
+    writer = SummaryWriter(str(config.folder / "tensorboard"), purge_step=after_step + 1)
 
     def log(record: Record) -> None:
         for name, value in flat(record):

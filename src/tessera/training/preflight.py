@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tessera import fetch
 from tessera.data.config import SourceConfig
 from tessera.data.sources.source import open_source
 from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
+from tessera.paths import is_remote
 from tessera.quantities import Duration
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
+from tessera.training.remote import remote_run
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
@@ -43,7 +46,11 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
         resuming: whether the phase has begun: what it once started from has then done its part,
             may be gone, and is not looked at.
     """
-    found = [*_folder_problems(Path(config.run_folder)), *config.world_problems(world_size)]
+    found = [
+        *_folder_problems(config.folder),
+        *remote_run.problems(config),
+        *config.world_problems(world_size),
+    ]
     doubts: list[str] = []
     tokenizer = None
     try:
@@ -145,13 +152,14 @@ def origin_of(config: RunConfig) -> tuple[str, str] | None:
 def _examine_origin(
     key: str, path: str, config: RunConfig, tokenizer: Tokenizer | None
 ) -> Findings:
-    if not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists():
         text = f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
         return Findings([text])
-    from tessera.checkpoints.reader import read_checkpoint
-
     try:
-        checkpoint = read_checkpoint(path)
+        found_at = fetch.local(path)
+        from tessera.checkpoints.reader import read_checkpoint
+
+        checkpoint = read_checkpoint(found_at)
     except ValueError as error:
         return Findings([f"{key}: {error}"])
     found = []

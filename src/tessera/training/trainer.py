@@ -3,11 +3,10 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -40,6 +39,7 @@ from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
 from tessera.training.loggers import Sinks, open_sinks
 from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder, train_data_spec
+from tessera.training.rate_jump import describe_jump
 from tessera.training.resume import Saved
 from tessera.training.shutdown import StopRequest
 
@@ -53,6 +53,7 @@ def build_trainer(
     *,
     stop: StopRequest,
     closing: ExitStack,
+    after_save: Callable[[int], None] = lambda step: None,
 ) -> Trainer:
     """Assemble a phase: each piece is one line or one function below. Every rank calls this.
 
@@ -62,6 +63,7 @@ def build_trainer(
         origin: what `start_from` or `initial_weights` names, if it was read already.
         stop: asks for an end of training.
         closing: gets whatever is to be closed in the end.
+        after_save: called on rank 0 with the step of each checkpoint that was written.
 
     Raises:
         ValueError: something does not fit, with the key or file and the way out.
@@ -104,7 +106,13 @@ def build_trainer(
         *recompile_watch(config, device),
         evaluator,
         RunRecord(config, tokenizer, loader, train_step, evaluator),
-        Checkpointer(config=config, train_step=train_step, stop=stop, before_save=sinks.sync),
+        Checkpointer(
+            config=config,
+            train_step=train_step,
+            stop=stop,
+            before_save=sinks.sync,
+            after_save=after_save,
+        ),
         *watchdog(config, closing),
     ]
     trainer = Trainer(
@@ -266,7 +274,7 @@ def watchdog(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
     if minutes is not None:
         if distributed.world_size() > 1:  # the others give up on a rank after the timeout
             minutes = min(minutes, 0.8 * config.compute.timeout_minutes)
-        made = Watchdog(Path(config.run_folder), minutes)
+        made = Watchdog(config.folder, minutes)
         closing.callback(made.stop)
         yield made
 
@@ -307,6 +315,9 @@ def begin(
             say(f"{config.name}: changed since: {change}")
         for warning in resume.skipped_too_late(config, saved):
             warn(warning)
+        jump = describe_jump(config, saved.run_config, saved.progress)
+        if jump is not None:
+            warn(f"{config.name}: {jump}")
     elif config.start_from is not None and origin is not None:
         carried = resume.start(state, logger, origin, optimizer=config.start_from.optimizer)
         say(f"{config.name}: starts from {origin.path} ({carried})")
@@ -317,7 +328,7 @@ def begin(
         + (f", max_lr {group['max_lr']:g}" if "max_lr" in group else "")
     )
     if distributed.rank() == 0:
-        write_whole(Path(config.run_folder) / "config.yaml", to_yaml(config).encode())
+        write_whole(config.folder / "config.yaml", to_yaml(config).encode())
 
 
 def _read_origin(config: RunConfig) -> Checkpoint | None:

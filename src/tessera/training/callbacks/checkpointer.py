@@ -7,7 +7,6 @@ milestones. What is saved is Composer's `state`, in which `RunRecord` is our ent
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from composer.core import Callback, State
@@ -82,6 +81,8 @@ class Checkpointer(Callback):
     stop: StopRequest
     before_save: Callable[[], None]
     """Called on rank 0: what must be on the disk before a checkpoint that comes after it."""
+    after_save: Callable[[int], None] = lambda step: None
+    """Called on rank 0 with the step of a checkpoint that is on the disk."""
     failed_saves: int = 0
 
     def __post_init__(self) -> None:
@@ -121,8 +122,11 @@ class Checkpointer(Callback):
         problem = None
         if distributed.rank() == 0:
             try:
+                if self.config.is_cached:  # which may have been cleared away
+                    (self.config.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
                 self.before_save()
                 self._write(contents, pin)
+                self.after_save(self.train_step.clock.steps)
             except (OSError, RuntimeError) as error:
                 problem = _first_cause(error)
         problem = distributed.from_first(problem)
@@ -137,7 +141,7 @@ class Checkpointer(Callback):
         warn(f"CHECKPOINT NOT WRITTEN ({problem}); training goes on, the last one stands")
 
     def _write(self, contents: JsonObject, pin: bool) -> None:
-        folder, step = Path(self.config.run_folder), self.train_step.clock.steps
+        folder, step = self.config.folder, self.train_step.clock.steps
         path = run_folder.checkpoint_path(folder, step)
         if pin:  # first: a run killed after the next line would not come here again
             run_folder.pin(folder, step)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import torch
 from composer.core import Callback, State
@@ -118,7 +117,7 @@ class TrainStep(Callback):
         ]
         with self.pause(), get_precision_context(state.precision, state.precision_config):
             parts = distributed.gather((means, suspects_of(self.model, self.batch)))
-        folder, coming = Path(self.config.run_folder), self.clock.steps + 1
+        folder, coming = self.config.folder, self.clock.steps + 1
         if distributed.rank() == 0:
             everywhere, found = (
                 list(chain.from_iterable(part)) for part in zip(*parts, strict=True)

@@ -1,0 +1,28 @@
+"""Fixtures that several files use."""
+
+import pytest
+from reference.s3 import BUCKET, S3, serve
+
+from tessera.training.remote import restore
+
+
+@pytest.fixture
+def s3(tmp_path, monkeypatch) -> S3:
+    """An object store with an empty bucket, which this process and those it starts will use."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "key-of-tests",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "no-aws-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-aws-credentials"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "TESSERA_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(restore, "PATIENCE_SECONDS", 20.0)
+    with serve() as server:
+        monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
