@@ -129,13 +129,13 @@ def test_prepared_shards_say_that_they_hold_none(tmp_path):
 
 
 def test_validation_takes_them_off_too(tmp_path):
-    from tessera.data.validation import evaluation_batches
+    from tessera.data.validation import validation_batches
 
     publish(tmp_path / "v" / "validation", chunks())
     config = DataConfig(
         sources={"web": SourceConfig(local=str(tmp_path / "v"))}, max_seq_len=64, row_tokens=128
     )
-    batches = evaluation_batches(
+    batches = validation_batches(
         config, "web", fake_tokenizer(), vocab_size=SIZE, masking_rate=0.1, max_tokens=500, seed=0
     )
     for batch in batches:

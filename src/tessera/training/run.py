@@ -54,6 +54,8 @@ class Run:
             self.closing.close()
             say_complete(self.config)
             return 0
+        if distributed.rank() == 0:
+            run_folder.forget_end(folder)
         self.stop.training = True
         try:
             self.trainer.fit()

@@ -120,6 +120,11 @@ def is_complete(folder: Path, config: str) -> bool:
     return is_whole(folder / "checkpoints" / "latest")
 
 
+def forget_end(folder: Path) -> None:
+    """Remove what an earlier start of the run noted about its end."""
+    (folder / "ended.json").unlink(missing_ok=True)
+
+
 def note_end(folder: Path, how: str, step: int) -> None:
     """Write down how a run ended, for whoever looks a day later."""
     content = {"how": how, "step": step, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -186,7 +191,6 @@ def clear_unfinished(folder: Path, began: float) -> None:
     """
     for path in (folder / "checkpoints").glob(UNFINISHED):
         path.unlink()
-    (folder / "ended.json").unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         if (folder / STOP_FILE).stat().st_mtime < began:
             (folder / STOP_FILE).unlink()

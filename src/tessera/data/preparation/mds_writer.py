@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from tessera.data.preparation.notes import Notes
+from tessera.data.sources import special_tokens
 from tessera.data.sources.mds_shard import ID_COLUMN, INDEX, SUMMARY, TOKENS_COLUMN, columns
 from tessera.files import write_whole
 from tessera.tokenizer import token_dtype
@@ -304,6 +305,7 @@ def summary_of(
         "tokenizer": tokenizer_fingerprint,
         "vocab_size": vocab_size,
         "dtype": token_dtype(vocab_size).name,
+        special_tokens.KEY: special_tokens.NONE,
         **_statistics(counts),
         "shards": shards,
         "prepared_from": prepared_from,

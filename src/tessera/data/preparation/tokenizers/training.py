@@ -136,7 +136,11 @@ def without_endless_words(texts: Iterable[str], left_out: LeftOut) -> Iterator[s
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, *, keep_marks: bool, max_token_bytes: int | None
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    keep_marks: bool = False,
+    max_token_bytes: int | None = None,
 ) -> Tokenizer:
     """A byte-level BPE tokenizer of exactly `vocab_size` ids, special tokens first.
 
