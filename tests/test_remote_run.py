@@ -228,6 +228,7 @@ def test_a_second_launcher_is_refused_and_takes_over_when_the_first_is_dead(
     assert steps == list(range(1, len(steps) + 1)), "two runs wrote"
 
 
+@pytest.mark.slow
 def test_a_stop_object_stops_a_run(s3, corpus, tmp_path):
     plain = settings(corpus, **LONG)
     process = tiny_run.start(tiny_run.write_yaml(tmp_path / "run.yaml", plain))
@@ -257,6 +258,7 @@ def test_a_store_that_fails_for_a_while_does_not_stop_training(
     assert "NOT UPLOADED (s3://" in said and "takes uploads again" in said
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_ends_the_run_with_status_1_and_keeps_the_local_one(
     s3, corpus, tmp_path
 ):
@@ -311,6 +313,7 @@ def test_a_kill_during_an_upload_never_leaves_a_pointer_to_half_an_object(
     assert {Path(k).stem for k in s3.names() if k.endswith(".pt")} == whole, "litter"
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_passed_over(s3, corpus, undisturbed, tmp_path, capfd):
     plain = killed_after(s3, corpus, tmp_path, 4)
     newest = pointed(s3)[-1]
@@ -351,6 +354,7 @@ def test_a_cache_that_vanishes_under_a_run_is_no_loss(s3, corpus, undisturbed, t
     assert tiny_run.untimed(metrics_of(s3)) == last
 
 
+@pytest.mark.slow
 def test_a_local_folder_beside_a_store_is_resumed_from_the_store(s3, corpus, undisturbed, tmp_path):
     folder = tmp_path / "local"
     plain = settings(corpus, checkpoints__remote=PLACE, run_folder=str(folder))
@@ -365,6 +369,7 @@ def test_a_local_folder_beside_a_store_is_resumed_from_the_store(s3, corpus, und
     assert sorted(run_folder.checkpoints(folder))[-1] == pointed(s3)[-1]
 
 
+@pytest.mark.slow
 def test_two_histories_are_not_mixed(s3, corpus, undisturbed, tmp_path):
     killed_after(s3, corpus, tmp_path, 2)
     folder = tmp_path / "other"

@@ -121,12 +121,13 @@ def _model(config: ModelConfig) -> str:
 
 def _saved(config: RunConfig) -> "Saved | None":
     """What the phase would resume from; nothing is renamed here, as training would."""
-    from tessera.checkpoints.reader import locate
     from tessera.training.run_folder import checkpoints, damage
 
     whole = (p for p in reversed(checkpoints(config.folder).values()) if not damage(p))
     path = None if config.is_cached else next(whole, None)
     if path is None and config.remote is not None and has_begun(config):
+        from tessera.checkpoints.reader import locate
+
         path = locate(fetch.local(config.remote))
     if path is None:
         return None
