@@ -13,11 +13,12 @@ PACKAGE = Path(tessera.__file__).parent
 PROJECT = PACKAGE.parent.parent
 
 LEAVES = {
-    "config", "batch", "quantities", "files", "retry", "paths", "object_store", "fetch",
+    "config", "schema", "batch", "quantities", "files", "retry", "paths", "object_store", "fetch",
     "tokenizer",
 }  # fmt: skip
 MAY_IMPORT = {
-    "config": {"paths"},
+    "config": {"paths", "schema"},
+    "schema": {"paths"},
     "paths": set(),
     "object_store": {"files", "paths"},
     "fetch": {"files", "paths", "object_store"},

@@ -1,39 +1,42 @@
-"""YAML and overrides to a frozen dataclass, strictly: every mistake is reported at once, by key.
+"""YAML files, what they extend, and overrides, to a frozen dataclass that `schema` checks.
 
-Knows no section of any configuration, and imports no torch. A section is a frozen dataclass; its
-`__post_init__` may raise ValueError with one problem a line, each best begun with a field's name.
+Knows no section of any configuration, and imports no torch.
 """
 
-import dataclasses
 import difflib
 import os
-import re
 import traceback
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tessera.paths import LOCAL
+from tessera.schema import (
+    VARIABLE,
+    ConfigError,
+    Section,
+    decode,
+    refusal,
+    to_plain,
+    to_yaml,
+    with_defaults,
+)
 
-Section = TypeVar("Section")
-_FAILED = object()
-_VARIABLE = re.compile(r"(?<!\\)\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-class ConfigError(Exception):
-    """A mistake of the user's: its text is all there is to say; the exit status is 2."""
-
-
-def refusal(subject: str, problems: Sequence[str]) -> ConfigError:
-    """The error that lists problems under what has them."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigError("\n  ".join([f"{subject}: {count}", *problems]))
+__all__ = [
+    "ConfigError",
+    "decode",
+    "defined_in",
+    "load",
+    "mistake",
+    "refusal",
+    "to_plain",
+    "to_yaml",
+    "with_defaults",
+]
 
 
 def mistake(error: BaseException) -> str | None:
@@ -95,78 +98,13 @@ def _keep_variables(value: Any, keys: set[str]) -> Any:
     if isinstance(value, list):
         return [_keep_variables(item, keys) for item in value]
     if isinstance(value, str):
-        return _VARIABLE.sub(lambda m: m[0] if m[1] in keys else "\\" + m[0], value)
+        return VARIABLE.sub(lambda m: m[0] if m[1] in keys else "\\" + m[0], value)
     return value
 
 
 def defined_in(path: Path, key: str) -> Path | None:
     """The file that a dotted key stands in: `path`, or one that it extends; None if in none."""
     return _find(OmegaConf.to_container(OmegaConf.load(path)), path, key.split("."))
-
-
-def decode(cls: type[Section], plain: Any, origin: str) -> Section:
-    """Turn plain dicts, lists and scalars into `cls`; `origin` names them in errors.
-
-    Raises:
-        ConfigError: naming every key that is wrong.
-    """
-    problems: dict[str, list[str]] = {}
-    value = _decode(cls, plain, "", _Report(cls, problems))
-    if problems:
-        lines = [f"{key}: {text}" if key else text for key in problems for text in problems[key]]
-        raise refusal(origin, lines)
-    return typing.cast(Section, value)
-
-
-def to_plain(value: Any) -> Any:
-    """The same configuration as dicts, lists and scalars that `decode` reads back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parse = getattr(type(value), "parse", None)
-        if parse is not None and type(value).__str__ is not object.__str__:
-            text = str(value)
-            if parse(text) == value:
-                return text
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def with_defaults(kind: Any, plain: Any) -> Any:
-    """The same plain configuration, with the defaults of all that it does not name.
-
-    Nothing is checked: what `kind` does not know is kept as it is.
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType) and isinstance(plain, Mapping):
-        members = [member for member in inner if dataclasses.is_dataclass(member)]
-        named = [
-            m
-            for m in members
-            if "name" not in (f := _fields(m)) or plain.get("name") in get_args(f["name"])
-        ]
-        return with_defaults(named[0], plain) if named else plain
-    if origin is dict and isinstance(plain, Mapping):
-        return {key: with_defaults(inner[1], item) for key, item in plain.items()}
-    if not dataclasses.is_dataclass(kind) or not isinstance(plain, Mapping):
-        return plain
-    filled = {}
-    for name, member in _fields(kind).items():
-        field = kind.__dataclass_fields__[name]
-        if name in plain:
-            filled[name] = with_defaults(member, plain[name])
-        elif field.default is not dataclasses.MISSING:
-            filled[name] = to_plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            filled[name] = to_plain(field.default_factory())
-    return {**plain, **filled}
-
-
-def to_yaml(value: Any) -> str:
-    """The resolved configuration as a YAML document."""
-    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> dict:
@@ -255,220 +193,3 @@ def _neighbour(path: Path, chain: tuple[Path, ...]) -> str:
     names = [entry.name for entry in entries if entry.resolve() not in chain]
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean '{path.parent / close[0]}'?" if close else ""
-
-
-class _Report:
-    """Collects problems by dotted key, and knows the whole schema for suggestions."""
-
-    def __init__(self, schema: Any, problems: dict[str, list[str]]) -> None:
-        self.schema = schema
-        self.problems = problems
-
-    def add(self, key: str, text: str) -> Any:
-        self.problems.setdefault(key, []).append(text)
-        return _FAILED
-
-    def suggest(
-        self, name: str, fields: Sequence[str], likelier: Sequence[str] = (), prefix: str = ""
-    ) -> str:
-        close = difflib.get_close_matches(name, likelier, n=1)
-        close = close or difflib.get_close_matches(name, fields, n=1)
-        if close:
-            return f"did you mean '{close[0]}'?"
-        keys = (key for key in _keys(self.schema, "") if key != prefix + name)
-        elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
-        if elsewhere:
-            return f"did you mean '{elsewhere[0]}'?"
-        return f"the keys here are {', '.join(fields)}"
-
-
-def _keys(kind: Any, prefix: str) -> Iterator[str]:
-    if dataclasses.is_dataclass(kind):
-        for name, inner in _fields(kind).items():
-            yield prefix + name
-            yield from _keys(inner, f"{prefix}{name}.")
-    elif get_origin(kind) in (Union, types.UnionType):
-        for member in get_args(kind):
-            yield from _keys(member, prefix)
-
-
-def _fields(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _decode(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return _decode_union(kind, value, key, report)
-    if origin is Literal:
-        return _decode_literal(kind, value, key, report)
-    if origin is Annotated:  # text that means something: a path
-        return _parse(get_args(kind)[1], value, key, report)
-    if dataclasses.is_dataclass(kind):
-        if hasattr(kind, "parse") and not isinstance(value, Mapping):
-            return _parse(kind, value, key, report)
-        return _decode_section(kind, value, key, report)
-    if origin in (list, tuple, dict):
-        return _decode_collection(kind, value, key, report)
-    return _decode_scalar(kind, value, key, report)
-
-
-def _parse(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    try:
-        return kind.parse(value)
-    except ValueError as error:
-        return report.add(key, str(error))
-
-
-def _decode_section(cls: Any, value: Any, key: str, report: _Report) -> Any:
-    if value is None:
-        value = {}
-    if not isinstance(value, Mapping):
-        return report.add(key, f"expected a section of keys, got {value!r}")
-    hints = _fields(cls)
-    prefix = f"{key}." if key else ""
-    for name in value:
-        if name not in hints:
-            sections = [known for known, kind in hints.items() if next(_keys(kind, ""), None)]
-            likelier = sections if isinstance(value[name], Mapping) else []
-            hint = report.suggest(str(name), list(hints), likelier, prefix)
-            report.add(f"{prefix}{name}", f"unknown '{name}'; {hint}")
-    decoded = {}
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        if field.name in value:
-            inner = f"{prefix}{field.name}"
-            decoded[field.name] = _decode(hints[field.name], value[field.name], inner, report)
-        elif field.default is not dataclasses.MISSING:
-            decoded[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            decoded[field.name] = field.default_factory()
-        else:
-            decoded[field.name] = report.add(f"{prefix}{field.name}", "missing, and required")
-    if any(item is _FAILED for item in decoded.values()):
-        return _FAILED
-    return _construct(cls, decoded, key, report)
-
-
-def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> Any:
-    # Built without __init__ so that a section whose values are wrong still lets the section
-    # around it check the rest: all mistakes are to be seen in one go.
-    section = object.__new__(cls)
-    for name, item in decoded.items():
-        object.__setattr__(section, name, item)
-    check = getattr(section, "__post_init__", None)
-    if check is None:
-        return section
-    already = len(report.problems)
-    try:
-        check()
-    except ValueError as error:
-        for line in str(error).splitlines():
-            first, _, rest = line.partition(" ")
-            inner = first.rstrip(":").split(".")[0] in decoded
-            text = rest if inner and first.endswith(":") else line
-            report.add(".".join(filter(None, [key, first.rstrip(":") if inner else ""])), text)
-    except Exception:
-        # A check that trips over values already reported has nothing to add.
-        if not already:
-            raise
-    return section
-
-
-def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    members = [member for member in get_args(kind) if member is not type(None)]
-    if value is None and type(None) in get_args(kind):
-        return None
-    if len(members) == 1:
-        return _decode(members[0], value, key, report)
-    named = {
-        get_args(_fields(member)["name"])[0]: member
-        for member in members
-        if dataclasses.is_dataclass(member) and "name" in _fields(member)
-    }
-    if named and isinstance(value, Mapping):
-        name = value.get("name")
-        if name in named:
-            return _decode(named[name], value, key, report)
-        if name is None:
-            return report.add(f"{key}.name", f"missing; one of {', '.join(named)}")
-        hint = report.suggest(str(name), list(named))
-        return report.add(f"{key}.name", f"unknown '{name}'; {hint}")
-    if named and len(named) == len(members):
-        return report.add(key, f"expected a section with a name, got {value!r}")
-    for member in members:
-        attempt = _Report(report.schema, {})
-        decoded = _decode(member, value, key, attempt)
-        if not attempt.problems:
-            return decoded
-    kinds = " or ".join(_name(member) for member in members)
-    return report.add(key, f"expected {kinds}, got {value!r}")
-
-
-def _decode_literal(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    choices = get_args(kind)
-    if any(value == choice and type(value) is type(choice) for choice in choices):
-        return value
-    close = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(map(str, choices))}"
-    return report.add(key, f"unknown '{value}'; {hint}")
-
-
-def _decode_collection(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    origin = get_origin(kind)
-    inner = get_args(kind)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            return report.add(key, f"expected names with values, got {value!r}")
-        removed = dataclasses.is_dataclass(inner[1])  # null takes away an entry of `extends`
-        items = {
-            str(name): _decode(inner[1], item, f"{key}.{name}", report)
-            for name, item in value.items()
-            if item is not None or not removed
-        }
-        return _FAILED if any(item is _FAILED for item in items.values()) else items
-    if not isinstance(value, list | tuple):
-        return report.add(key, f"expected a list, got {value!r}")
-    if origin is tuple and Ellipsis not in inner:
-        if len(value) != len(inner):
-            return report.add(key, f"expected {len(inner)} values, got {value!r}")
-        kinds = list(inner)
-    else:
-        kinds = [inner[0]] * len(value)
-    listed = [
-        _decode(member, item, f"{key}[{index}]", report)
-        for index, (member, item) in enumerate(zip(kinds, value, strict=True))
-    ]
-    return _FAILED if any(item is _FAILED for item in listed) else origin(listed)
-
-
-def _decode_scalar(kind: Any, value: Any, key: str, report: _Report) -> Any:
-    if kind is Any or (isinstance(kind, type) and type(value) is kind):
-        if isinstance(value, float) and value - value != 0:
-            return report.add(key, f"expected a finite number, got {value!r}")
-        if isinstance(value, str) and (match := _VARIABLE.search(value)):
-            name = match[1]
-            return report.add(
-                key,
-                f"{value!r}: no key is named '{name}'; a variable of the environment is written "
-                f"${{oc.env:{name}}} here",
-            )
-        return value
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    return report.add(key, f"expected {_name(kind)}, got {value!r}")
-
-
-def _name(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if kind in words:
-        return words[kind]
-    if get_origin(kind) is Annotated:
-        return "a path"
-    if get_origin(kind) is Literal:
-        return " or ".join(f"'{choice}'" for choice in get_args(kind))
-    return getattr(kind, "__name__", str(kind))
