@@ -73,13 +73,13 @@ clean:
 	rm -rf data/demo runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-all: setup
 	$(BIN)/python -m pytest -m "not gpu"
 
 test-floor: $(FLOOR)/.installed
-	$(FLOOR)/bin/python -m pytest -m "not slow and not gpu"
+	$(FLOOR)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 check: setup
 	$(BIN)/ruff check .
