@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +54,30 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
+    """The number, from 1, and the value of each line of a file that a run appends to.
+
+    Where the run was killed the last line may be cut short: it is left out, and `notes` says so.
+
+    Raises:
+        ValueError: a line that is not the last is no JSON.
+    """
+    torn: tuple[int, Exception] | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if torn is not None:
+                raise ValueError(
+                    f"{path}, line {torn[0]}: not JSON ({torn[1]}). The file is damaged: "
+                    "remove this line, or restore the file"
+                )
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                torn = (number, error)
+    if torn is not None:
+        notes.append(f"the last line of {path.name} (line {torn[0]}) is cut off and left out")
 
 
 def as_json(value: JsonObject) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tessera.files import JsonObject
+from tessera.files import JsonObject, json_lines
 from tessera.reporting.phase import Evaluation, Phase
 
 METRICS_FILE = "metrics.jsonl"
@@ -52,7 +52,7 @@ def _read_phase(folder: Path, name: str, tokens_before: float) -> Phase:
     if not path.is_file():
         raise ValueError(f"{folder}: no {METRICS_FILE} here, so no run to report{_inner(folder)}")
     record = _Record()
-    for number, content in _lines(path, record.notes):
+    for number, content in json_lines(path, record.notes):
         try:
             record.add(content)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -119,26 +119,10 @@ class _Record:
         self.notes.append(f"steps {step:.0f} to {last:.0f} were trained again after a restart")
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:
-    torn: tuple[int, Exception] | None = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if torn is not None:
-                raise ValueError(
-                    f"{path}, line {torn[0]}: not JSON ({torn[1]}). The file is damaged: "
-                    "remove this line, or restore the file"
-                )
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                torn = (number, error)
-    if torn is not None:
-        notes.append(f"the last line of {METRICS_FILE} (line {torn[0]}) is cut off and left out")
-
-
 def _spikes(path: Path, last_step: float) -> list[str]:
-    """What the guard saw. A line may be cut off wherever a run was killed, so such are passed."""
+    """What the guard saw. A line may be cut off wherever a run was killed; such are counted."""
     found: dict[str, set[int]] = {}
+    cut_off = 0
     with path.open("rb") as file:
         for line in file:
             try:
@@ -147,8 +131,9 @@ def _spikes(path: Path, last_step: float) -> list[str]:
                     what = "skipped" if spike["action"] == "skip" else "trained on all the same"
                     found.setdefault(f"{spike['why']}, {what}", set()).add(int(spike["step"]))
             except (ValueError, KeyError, TypeError):
-                continue
-    return [
+                cut_off += 1
+    notes = [f"{cut_off} lines of {path.name} are cut off and left out"] if cut_off else []
+    return notes + [
         f"unusual steps ({what}): "
         + ", ".join([str(step) for step in sorted(steps)[:5]] + ["..."] * (len(steps) > 5))
         for what, steps in found.items()

@@ -18,7 +18,7 @@ from tessera.checkpoints.formats import restart_state
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.release import hub, model_card
 from tessera.checkpoints.safe_files import load_json, sha256
-from tessera.files import JsonObject, as_json, write_whole
+from tessera.files import JsonObject, as_json, json_lines, write_whole
 from tessera.tokenizer import special_tokens
 
 INDEX = "index.json"
@@ -167,11 +167,10 @@ def _scores(metrics: Path, steps: int) -> dict[str, JsonObject]:
     scores: dict[str, JsonObject] = {}
     if not metrics.is_file():
         return scores
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed may be cut short
+    notes: list[str] = []
+    for _, record in json_lines(metrics, notes):
         if record["kind"] == "evaluation" and record["step"] == steps:
             scores = record["sources"]
+    for note in notes:
+        _log.warning("%s: %s", metrics.parent, note)
     return scores
