@@ -146,6 +146,14 @@ def test_an_evaluation_of_another_step_is_not_a_revisions(run, tmp_path):
     assert "Not evaluated at this step." in (tmp_path / "out" / SECOND / "README.md").read_text()
 
 
+def test_a_damaged_record_of_the_run_is_no_missing_evaluation(run, tmp_path):
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    metrics = damaged / "metrics.jsonl"
+    metrics.write_text('{"kind": "st\n' + metrics.read_text())
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1: not JSON"):
+        release(damaged, tmp_path / "out")
+
+
 def test_nothing_in_a_revision_is_a_pickle_or_tells_a_place(released):
     for path in (released / SECOND).rglob("*"):
         if path.is_file():

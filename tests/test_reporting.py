@@ -350,6 +350,7 @@ def test_steps_without_a_finite_loss_are_counted_not_drawn(tmp_path):
     table = summary_table([folder])
     assert "3 steps have no finite loss" in table
     assert "unusual steps (non-finite, skipped): 11." in table
+    assert "lines of spikes.jsonl cut off and left out: 1." in table
     assert "unusual steps (spike, trained on all the same): 40." in table
     assert "99" not in table.split("unusual", 1)[1]
     assert "nan" not in page_of([folder], tmp_path).lower().split("<svg", 1)[1]

@@ -132,7 +132,7 @@ def _spikes(path: Path, last_step: float) -> list[str]:
                     found.setdefault(f"{spike['why']}, {what}", set()).add(int(spike["step"]))
             except (ValueError, KeyError, TypeError):
                 cut_off += 1
-    notes = [f"{cut_off} lines of {path.name} are cut off and left out"] if cut_off else []
+    notes = [f"lines of {path.name} cut off and left out: {cut_off}"] if cut_off else []
     return notes + [
         f"unusual steps ({what}): "
         + ", ".join([str(step) for step in sorted(steps)[:5]] + ["..."] * (len(steps) > 5))
