@@ -243,8 +243,13 @@ def test_variables_and_the_home_folder_mean_what_they_do_in_a_shell(tmp_path, mo
     monkeypatch.setenv("CORPORA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read("$CORPORA/c.jsonl") == read("~/c.jsonl") == TEXTS
-    with pytest.raises(PlaceError, match=r"\$MISSPELT is not set"):
+    with pytest.raises(PlaceError, match="variable MISSPELT is not set"):
         read("$MISSPELT/c.jsonl")
+
+
+def test_an_address_holds_no_credentials():
+    with pytest.raises(PlaceError, match="credentials do not belong"):
+        read("https://user:secret@example.org/c.jsonl")
 
 
 # ---- encodings

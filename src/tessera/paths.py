@@ -48,8 +48,8 @@ def is_remote(text: str | Path) -> bool:
 
 
 def join(place: str, *names: str) -> str:
-    """A path under a place, remote or not."""
-    return "/".join([place.rstrip("/"), *names])
+    """A path under a place, remote or not; '' is the working folder."""
+    return "/".join([place.rstrip("/"), *names] if place else names)
 
 
 def expand(text: str) -> str:
@@ -85,7 +85,8 @@ def expand(text: str) -> str:
 class Place:
     """What one kind of key may name; `parse` is asked by whoever reads a YAML or an option."""
 
-    schemes: tuple[str, ...] = ()
+    schemes: tuple[str, ...] | None = ()
+    """None: whatever a library is found for."""
     local: bool = True
     instead: str = ""
     """What to do about a remote place where there can be none."""
@@ -112,7 +113,7 @@ class Place:
             )
         if scheme == "file" and self.local:
             return "/" + rest.lstrip("/")
-        if scheme not in self.schemes:
+        if self.schemes is not None and scheme not in self.schemes:
             raise ValueError(f"'{text}': {self._refusal(scheme)}")
         if slashes != "//" or not rest.strip("/"):
             raise ValueError(f"'{text}': expected {scheme}://bucket/folder")
@@ -127,7 +128,7 @@ class Place:
         return f"{scheme}:// cannot serve here{self.instead}; expected {self._kinds()}"
 
     def _kinds(self) -> str:
-        remote = ", ".join(f"{scheme}://" for scheme in self.schemes)
+        remote = ", ".join(f"{scheme}://" for scheme in self.schemes or ())
         return " or ".join(filter(None, ["a path of this machine" * self.local, remote]))
 
 
@@ -204,6 +205,7 @@ RUN = Place(OBJECT_STORES, instead=" (nothing there can refuse a second writer)"
 STORE = Place(OBJECT_STORES, local=False, instead=" (nothing there can refuse a second writer)")
 SOURCE = Place(READABLE)
 SHARDS = Place(STREAMED)
+ANYWHERE = Place(schemes=None)
 SHARD_CACHE = Place(instead=": this is the folder that caches it; name it as `remote`")
 
 LocalPath = Annotated[str, LOCAL]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from tessera.paths import ANYWHERE, is_remote
+
 _BUFFER_BYTES = 1 << 22
 _ATTEMPTS = 5
 _GLOB = re.compile(r"[*?\[]")
@@ -52,28 +54,16 @@ class File:
     """When, or in what version, as far as its store says."""
 
 
-def is_remote(address: str) -> bool:
-    """Whether an address belongs to a store rather than to this machine's disks."""
-    return "://" in address and not address.startswith("file://")
-
-
 def expanded(address: str) -> str:
-    """A local path with `~` and `$VARIABLES` replaced; a remote address as it is.
+    """What an address names, as every key and option of a path is read.
 
     Raises:
-        PlaceError: a variable is not set.
+        PlaceError: a variable is not set, or the address holds credentials.
     """
-    if is_remote(address):
-        return address
-    path = os.path.expanduser(os.path.expandvars(address.removeprefix("file://")))
-    if (unset := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.exists(path):
-        raise PlaceError(f"{address}: the variable {unset[0]} is not set; export it")
-    return path
-
-
-def joined(folder: str, name: str) -> str:
-    """The address of something in a folder."""
-    return f"{folder.rstrip('/')}/{name}" if folder else name
+    try:
+        return ANYWHERE.parse(address)
+    except ValueError as error:
+        raise PlaceError(str(error)) from None
 
 
 def root_of(address: str) -> str:

@@ -28,6 +28,7 @@ from tessera.data.preparation.mds_writer import (
 from tessera.data.preparation.notes import Notes
 from tessera.data.sources.mds_shard import INDEX, SUMMARY
 from tessera.files import write_whole
+from tessera.paths import is_remote, join
 
 PLAN = "plan.json"
 
@@ -92,7 +93,7 @@ class ShardFolder(ABC):
 
 def shard_folder(address: str) -> ShardFolder:
     """The folder of an address."""
-    return StoreFolder(address) if places.is_remote(address) else DiskFolder(address)
+    return StoreFolder(address) if is_remote(address) else DiskFolder(address)
 
 
 @contextlib.contextmanager
@@ -181,12 +182,12 @@ class StoreFolder(ShardFolder):
 
     def finished_parts(self) -> set[int]:
         """See `ShardFolder`."""
-        names = places.names_below(places.joined(self.address, PARTS))
+        names = places.names_below(join(self.address, PARTS))
         return {int(name[:-5]) for name in names if name != PLAN}
 
     def has(self, number: int) -> bool:
         """See `ShardFolder`."""
-        return places.exists(places.joined(self.address, f"{PARTS}/{number:06}.json"))
+        return places.exists(join(self.address, f"{PARTS}/{number:06}.json"))
 
     def holds_files_of_others(self) -> bool:
         """See `ShardFolder`."""
@@ -196,13 +197,13 @@ class StoreFolder(ShardFolder):
         """See `ShardFolder`."""
         begun = self.begun_plan()
         if begun != plan and (overwrite or begun is not None):
-            places.remove(places.joined(self.address, INDEX))
+            places.remove(join(self.address, INDEX))
             places.remove(self.address, recursive=True)
         self._write(f"{PARTS}/{PLAN}", json.dumps(plan).encode())
 
     def clear_parts(self) -> None:
         """See `ShardFolder`."""
-        places.remove(places.joined(self.address, PARTS), recursive=True)
+        places.remove(join(self.address, PARTS), recursive=True)
 
     @contextlib.contextmanager
     def writing(self, number: int, **options: Any) -> Iterator[PartWriter]:
@@ -221,7 +222,7 @@ class StoreFolder(ShardFolder):
                     name = entry[kind]["basename"]
                     entry[kind]["basename"] = f"{number:06}/{name}"
                     if (self._local / name).exists():
-                        address = places.joined(self.address, entry[kind]["basename"])
+                        address = join(self.address, entry[kind]["basename"])
                         places.write_remote(address, self._local / name)
         record = {"shards": entries, **part_record(self._local)}
         self._write(f"{PARTS}/{number:06}.json", json.dumps(record).encode())
@@ -245,7 +246,7 @@ class StoreFolder(ShardFolder):
         return [json.loads(found or b"") for found in places.at_once(self._read, names, True)]
 
     def _read(self, name: str) -> bytes | None:
-        return places.read_bytes(places.joined(self.address, name))
+        return places.read_bytes(join(self.address, name))
 
     def _write(self, name: str, content: bytes) -> None:
-        places.write_remote(places.joined(self.address, name), content)
+        places.write_remote(join(self.address, name), content)

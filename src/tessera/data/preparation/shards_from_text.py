@@ -20,6 +20,7 @@ from tessera.data.preparation.places import File
 from tessera.data.preparation.shard_folders import ShardFolder, shard_folder
 from tessera.data.preparation.text_files import Input, Part, cut_into_parts
 from tessera.data.preparation.tokenizing import Task, Tokenizing
+from tessera.paths import is_remote, join
 from tessera.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
@@ -53,7 +54,7 @@ def make_shards(config: TokenizeConfig) -> int:
     """
     started = time.monotonic()
     compressor(config.compression)
-    name = config.tokenizer or places.joined(config.out, "tokenizer")
+    name = config.tokenizer or join(config.out, "tokenizer")
     tokenizer = load_tokenizer(places.expanded(name))
     splits = [s for s in plan_splits(config, tokenizer) if not is_done(s, config.overwrite)]
     if not splits:
@@ -229,7 +230,7 @@ def plan_of_tasks(splits: list[Split], config: TokenizeConfig, tokenizer: Tokeni
 
 def _absolute(address: str) -> str:
     """The address as other machines, whose working folder is another, understand it."""
-    return address if places.is_remote(address) else os.path.abspath(address)
+    return address if is_remote(address) else os.path.abspath(address)
 
 
 def _absolute_if_here(name: str) -> str:

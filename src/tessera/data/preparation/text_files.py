@@ -18,6 +18,7 @@ from tessera.data.preparation.formats.discovery import Found, discover, is_datas
 from tessera.data.preparation.formats.records import Reading, is_lines_of_json, records
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, NULS, Notes
 from tessera.data.preparation.places import File, Interrupted
+from tessera.paths import is_remote, join
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Part:
     def __str__(self) -> str:
         more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
         cut = f" from {self.start} to {self.stop}" if self.stop is not None else ""
-        return f"{places.joined(self.root, self.files[0])}{more}{cut}"
+        return f"{join(self.root, self.files[0])}{more}{cut}"
 
 
 def cut_into_parts(
@@ -57,7 +58,7 @@ def cut_into_parts(
     Raises:
         ValueError: a file is not what its name says.
     """
-    remote = any(places.is_remote(file.address) for file in files)
+    remote = any(is_remote(file.address) for file in files)
     of_each = places.at_once(
         lambda file: _parts_of(file, root, part_bytes, reading or Reading()), files, remote
     )
@@ -80,7 +81,7 @@ def _parts_of(file: File, root: str, part_bytes: int, reading: Reading) -> list[
     kind, compression = kind_of(file.name) or ("dataset", None)
     if kind == "text":
         return []
-    if not places.is_remote(file.address) and is_dataset(file.address):
+    if not is_remote(file.address) and is_dataset(file.address):
         return list(_dataset_parts(file, root, part_bytes))
     if kind == "parquet":
         return list(_parquet_parts(file, root, part_bytes))
@@ -109,7 +110,7 @@ def _part(
 def _parquet_parts(file: File, root: str, part_bytes: int) -> Iterator[Part]:
     import pyarrow.parquet
 
-    remote = places.is_remote(file.address)
+    remote = is_remote(file.address)
     with _named(file.address):
         source = places.open_file(file.address, 1 << 16) if remote else file.address
         metadata = pyarrow.parquet.ParquetFile(source).metadata
@@ -146,7 +147,7 @@ def read_part(part: Part, reading: Reading, notes: Notes | None = None) -> Itera
     """
     notes = Notes() if notes is None else notes
     for name in part.files:
-        address, seen = places.joined(part.root, name), Notes()
+        address, seen = join(part.root, name), Notes()
         with _named(address):
             for place, record in records(address, reading, seen, part.start, part.stop):
                 yield _document(record, reading, f"{name}{place}", notes)
@@ -282,7 +283,7 @@ class Input:
             part = Part(root=self.root, files=(file.name,), bytes=0)
             next(read_part(part, self.reading), None)
 
-        places.at_once(look, files, places.is_remote(self.path))
+        places.at_once(look, files, is_remote(self.path))
 
 
 def find_splits(path: str | Path) -> dict[str, list[File]]:

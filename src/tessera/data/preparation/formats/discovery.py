@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tessera.data.preparation import places
 from tessera.data.preparation.places import File, PlaceError
+from tessera.paths import is_remote
 
 KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "jsonl"),
@@ -96,7 +97,7 @@ def discover(address: str, *, ignore_split_names: bool = False) -> Found:
     """
     single = not places.is_glob(address) and places.is_file(address)
     left_out: dict[str, list[str]] = {}
-    if places.is_remote(address):
+    if is_remote(address):
         files = _remote(address, single)
     else:
         files, left_out = _local(address)
@@ -192,7 +193,7 @@ def _readable(files: list[File], left_out: dict[str, list[str]]) -> list[File]:
     chosen = []
     for file in files:
         kind, last = kinds[file.name], PurePosixPath(file.name).name.lower()
-        if not places.is_remote(file.address) and os.path.isdir(file.address):
+        if not is_remote(file.address) and os.path.isdir(file.address):
             chosen.append(file)
         elif PurePosixPath(file.name).name.startswith("."):
             left_out.setdefault("hidden files", []).append(file.name)

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from tessera.data.preparation.formats import tables
 from tessera.data.preparation.formats.discovery import is_dataset, kind_of
 from tessera.data.preparation.notes import Notes
-from tessera.data.preparation.places import is_remote, open_file
+from tessera.data.preparation.places import open_file
+from tessera.paths import is_remote
 
 Record = tuple[str, Any]
 """(place in the file, what stands there)."""
