@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from reference.fake_hub import JsonHandler
+
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
@@ -151,22 +153,8 @@ def objects(made, prefix=""):
     }
 
 
-class _HubHandler(BaseHTTPRequestHandler):
+class _HubHandler(JsonHandler):
     files: dict
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *arguments):
-        pass
-
-    def answer(self, status, content, headers=()):
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
     def handle_any(self):
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -176,13 +164,13 @@ class _HubHandler(BaseHTTPRequestHandler):
         if parts[0] == "datasets" and parts[3] == "resolve":
             found = self.files.get("/".join(parts[1:3]), {}).get("/".join(parts[5:]))
             if found is None:
-                return self.answer(404, {}, [("X-Error-Code", "EntryNotFound")])
+                return self.answer(404, {}, {"X-Error-Code": "EntryNotFound"})
             first, last = 0, len(found)
-            headers = [("X-Repo-Commit", "c" * 40), ("ETag", str(len(found)))]
+            headers = {"X-Repo-Commit": "c" * 40, "ETag": str(len(found))}
             if asked := self.headers.get("Range"):
                 first, last = asked.removeprefix("bytes=").split("-")
                 first, last = int(first), int(last or len(found)) + 1
-                headers.append(("Content-Range", f"bytes {first}-{last - 1}/{len(found)}"))
+                headers["Content-Range"] = f"bytes {first}-{last - 1}/{len(found)}"
             return self.answer(206 if asked else 200, found[first:last], headers)
         return self.answer(404, {})
 
@@ -190,7 +178,7 @@ class _HubHandler(BaseHTTPRequestHandler):
 
     def api(self, name, parts, content):
         if name not in self.files:
-            return self.answer(404, {}, [("X-Error-Code", "RepoNotFound")])
+            return self.answer(404, {}, {"X-Error-Code": "RepoNotFound"})
         files = self.files[name]
         if not parts or parts[0] == "revision":
             siblings = [{"rfilename": path} for path in files]

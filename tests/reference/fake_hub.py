@@ -31,15 +31,17 @@ class Hub:
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
+class JsonHandler(BaseHTTPRequestHandler):
+    """A handler that answers with bytes as they are, or with JSON."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments):
         pass
 
     def answer(self, status=200, content=None, headers=None):
-        body = content if isinstance(content, bytes) else json.dumps(content or {}).encode()
+        content = {} if content is None else content
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -47,6 +49,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+class _Handler(JsonHandler):
+    hub: Hub
 
     def handle_any(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
