@@ -22,6 +22,7 @@ from tessera.paths import (
     cache_folder,
     cached,
     expand,
+    join,
     named_path,
     safe_names,
 )
@@ -290,3 +291,10 @@ def test_places_are_judged_before_torch_is_imported(scratch):
         },
     )
     assert done.returncode == 2 and "run_folder: 's4://b/x'" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "path"), [("", "a/b"), ("x/", "x/a/b"), ("/", "/a/b"), ("s3://x", "s3://x/a/b")]
+)
+def test_names_are_joined_to_any_place(place, path):
+    assert join(place, "a", "b") == path
