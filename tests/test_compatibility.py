@@ -17,7 +17,8 @@ import yaml
 from tessera.checkpoints import load_model
 from tessera.config import decode, to_plain
 from tessera.data.config import DataConfig, MaskingConfig
-from tessera.data.pipeline.state import LoaderState, check_fingerprint
+from tessera.data.pipeline.fingerprint import check_fingerprint
+from tessera.data.pipeline.state import LoaderState
 from tessera.training.config import RunConfig
 
 OLD = Path(__file__).parent / "old_run"
@@ -112,7 +113,7 @@ def test_an_option_that_is_newer_than_a_checkpoint_is_no_change_of_it(old_run):
 
 
 def fingerprint_of(masking=None, **changes):
-    from tessera.data.pipeline.state import DEFAULTS
+    from tessera.data.pipeline.fingerprint import DEFAULTS
 
     data = DataConfig(sources=config().train_data.sources, masking=masking or MaskingConfig())
     data = replace(data, **changes)

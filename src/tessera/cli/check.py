@@ -49,10 +49,12 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     changes: list[str] = []
     if saved is not None:
         from tessera.training.rate_jump import describe_jump
-        from tessera.training.resume import resumable, skipped_too_late
+        from tessera.training.resume import data_changes, resumable, skipped_too_late
 
         try:
             changes = resumable(config, saved)
+            if not found and not saved.done(config.duration):
+                changes += data_changes(config, saved)
             findings.doubts.extend(skipped_too_late(config, saved))
         except ValueError as error:
             found.append(str(error))
@@ -84,11 +86,14 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
         f"keep {config.checkpoints.keep}",
     }
     if changes:
-        lines["changed"] = "; ".join(changes)
+        lines["changed"] = "\n".join(changes)
     if findings.doubts:
-        lines["warning"] = "; ".join(findings.doubts)
+        lines["warning"] = "\n".join(findings.doubts)
     width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
+    margin = "\n" + " " * width  # what is several things stands one below the other
+    return "\n".join(
+        f"{name:<{width}}{text.replace(chr(10), margin)}" for name, text in lines.items()
+    )
 
 
 def _located(problem: str, origin: str, overrides: Sequence[str]) -> str:

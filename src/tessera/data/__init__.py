@@ -8,6 +8,8 @@
                 masking, rows         pieces -> ids, segment ends, masked positions, labels
                 lanes                 all of these, `lanes` times over; state after each row
                 workers               lanes in other processes, ahead of training
+                state, continuation   where all lanes stand; going on from there, changed or not
+                fingerprint           what must not change in between
     collate     rows -> PackedBatch   tensors of shapes that repeat
     loader      this rank's rows of each global batch, with the state to continue after it
 

@@ -11,7 +11,10 @@ from tessera.quantities import ByteSize, Duration
 FORMATS = {"mds": "tessera.data.sources.mds"}
 """How a source may be stored, and the module that opens it; `sources.source` says what it needs."""
 
+MIXTURE = "mixture"
+"""Weights, sources that are new and sources that are taken away, in `allow_changed`."""
 MAY_CHANGE = (
+    MIXTURE,
     *("seed", "shuffle", "block_documents", "max_seq_len", "long_documents", "row_tokens"),
     *("waiting_pieces", "tokenizer", "masking"),
 )

@@ -13,6 +13,8 @@ from tessera.batch import PackedBatch, RankBatch
 from tessera.data.batch_schedule import BatchPlan, check_world_size
 from tessera.data.collate import Shapes, packed_batch
 from tessera.data.config import BatchConfig, DataConfig
+from tessera.data.pipeline.continuation import continued, in_order_of, mixture_changes
+from tessera.data.pipeline.fingerprint import fingerprint
 from tessera.data.pipeline.lanes import (
     Recipe,
     lane_streams,
@@ -23,14 +25,7 @@ from tessera.data.pipeline.lanes import (
 from tessera.data.pipeline.masking import rate_for_shapes
 from tessera.data.pipeline.pieces import Cut, PieceId
 from tessera.data.pipeline.rows import Row, row_format
-from tessera.data.pipeline.state import (
-    LaneState,
-    LoaderState,
-    check_fingerprint,
-    continued,
-    fingerprint,
-    merge_states,
-)
+from tessera.data.pipeline.state import LaneState, LoaderState, merge_states
 from tessera.data.pipeline.workers import worker_rows
 from tessera.data.sources.source import OpenSource, check_tokenizer, open_source
 from tessera.tokenizer import Tokenizer
@@ -50,6 +45,7 @@ class Loader:
         start: Where this rank's lanes stand before the first batch.
         plan: The sizes of the global batches.
         fingerprint: What the rows depend on beside the lanes' states.
+        changes: What becomes of each source, in words, if the state has another mixture.
     """
 
     def __init__(
@@ -83,6 +79,8 @@ class Loader:
                 opened, or the state belongs to other data.
         """
         check_world_size(batch, lanes=config.lanes, workers=config.workers, world_size=world_size)
+        if state is not None:
+            config = in_order_of(config, state)
         self._config, self._batch, self._open_source = config, batch, open_source
         self._rank, self._world_size = rank, world_size
         self.plan = BatchPlan.of(batch, config.row_tokens)
@@ -95,7 +93,9 @@ class Loader:
             check_tokenizer(reader.name, reader.documents, tokenizer)
         self.sources = tuple(reader.name for reader in self._readers)
         self.streams = lane_streams(config, self._readers, seed)
-        self.fingerprint = fingerprint(config, self._readers, tokenizer, seed)
+        indexes = {reader.name: reader.documents.index_fingerprint for reader in self._readers}
+        self.fingerprint = fingerprint(config, indexes, tokenizer, seed)
+        self.changes: list[str] = []
         lanes = range(rank, config.lanes, world_size)
         for reader in self._readers:
             warn_of_small_cache(config, reader, lanes)
@@ -103,9 +103,9 @@ class Loader:
             first = {lane: self._recipe.first_state(lane) for lane in lanes}
             self.start = LoaderState(self.fingerprint, 0, 0, self.sources, first)
         else:
-            check_fingerprint(state.fingerprint, self.fingerprint, config.allow_changed)
-            state = continued(state, self.fingerprint, self.sources, self._recipe.first_state)
-            self.start = replace(state, lanes={lane: state.lanes[lane] for lane in lanes})
+            self.changes = mixture_changes(state, self.fingerprint)
+            state = continued(state, self.fingerprint, config, self._recipe.first_state)
+            self.start = state.share(lanes)
 
     def __iter__(self) -> Generator[RankBatch, None, None]:
         """The batches from the state given at the beginning."""
@@ -124,8 +124,8 @@ class Loader:
             step, rows_before, global_rows, rows = next(steps)
             lanes |= {row.lane: row.state for row in rows}
             epochs |= {row.lane: self.epochs(row.lane, row.state) for row in rows}
-            after = LoaderState(
-                self.fingerprint, step + 1, rows_before + global_rows, self.sources, dict(lanes)
+            after = replace(
+                self.start, step=step + 1, rows=rows_before + global_rows, lanes=dict(lanes)
             )
             microbatches = self._microbatches(rows, shapes)
             yield RankBatch(

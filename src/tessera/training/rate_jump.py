@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tessera.config import ConfigError, decode, with_defaults
 from tessera.paths import join
 from tessera.training import run_folder
 from tessera.training.config import RunConfig
+from tessera.training.next_step import configuration_of, next_rate
 
 FAR_APART = 2.0
 """A rate that changes by such a factor within a step is worth a warning."""
@@ -47,14 +47,13 @@ def find_jump(
     stopped = progress.get("lr")
     if stopped is None:
         return None
-    jump = RateJump(float(stopped), _next_rate(config, progress))
+    jump = RateJump(float(stopped), next_rate(config, progress))
     if jump.factor < FAR_APART or jump.stopped == jump.next:
         return None
-    try:
-        meant = decode(RunConfig, with_defaults(RunConfig, dict(before)), "checkpoint")
-    except ConfigError:  # of another version, or of places that this machine does not know
+    meant = configuration_of(before)
+    if meant is None:
         return jump
-    planned = _next_rate(meant, progress)
+    planned = next_rate(meant, progress)
     return jump if RateJump(planned, jump.next).factor >= FAR_APART else None
 
 
@@ -98,8 +97,3 @@ def before_decay(config: RunConfig, step: int) -> str | None:
         return join(config.remote, "checkpoints", name)
     here = [pinned for pinned in earlier if pinned in kept]
     return str(kept[max(here)]) if here else None
-
-
-def _next_rate(config: RunConfig, progress: Mapping[str, Any]) -> float:
-    done, total = progress[config.duration.counted], config.duration.value
-    return config.optimizer.lr * config.schedule.multiplier(min(done, total), total)

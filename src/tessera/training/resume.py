@@ -18,11 +18,15 @@ from tessera.checkpoints.formats.composer import read_record
 from tessera.checkpoints.safe_files import load_pickled_tensors
 from tessera.config import to_plain, with_defaults
 from tessera.data.config import row_ranges
+from tessera.data.pipeline.continuation import examine_changes
+from tessera.data.pipeline.state import LoaderState
 from tessera.files import JsonObject
 from tessera.optim.optimizers import settings
 from tessera.quantities import Duration
+from tessera.tokenizer import load_tokenizer
 from tessera.training import run_folder
 from tessera.training.config import RunConfig
+from tessera.training.next_step import describe_change
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -111,6 +115,8 @@ def read(path: Path) -> Saved:
 def resumable(config: RunConfig, saved: Saved) -> list[str]:
     """What of the configuration has changed since the checkpoint, and may: 'key: old -> new'.
 
+    And, last, what that makes of the next step.
+
     Raises:
         ValueError: something has changed that a phase must keep.
     """
@@ -123,7 +129,22 @@ def resumable(config: RunConfig, saved: Saved) -> list[str]:
             f"{saved.path} was trained with another configuration; put it back, or give a new "
             f"phase a run_folder of its own with start_from\n  {listed}"
         )
-    return [f"{key}: {old} -> {new}" for key, old, new in changes]
+    lines = [f"{key}: {old} -> {new}" for key, old, new in changes]
+    if not saved.done(config.duration):
+        step = describe_change(config, saved.run_config, saved.progress, saved.data["rows"])
+        lines += [step] if step is not None else []
+    return lines
+
+
+def data_changes(config: RunConfig, saved: Saved) -> list[str]:
+    """What becomes of the mixture, in words; empty if it is the checkpoint's.
+
+    Raises:
+        ValueError: the data have changed in a way that nobody allowed.
+    """
+    tokenizer = load_tokenizer(config.tokenizer, quiet=True)
+    state = LoaderState.from_json(saved.data)
+    return examine_changes(state, config.train_data, tokenizer, config.seed)
 
 
 def skipped_too_late(config: RunConfig, saved: Saved) -> list[str]:

@@ -76,6 +76,7 @@ def build_trainer(
 
     tokenizer = load_tokenizer(config.tokenizer)
     loader = build_loader(config, tokenizer, saved)
+    changes += loader.changes
     closing.callback(loader.close)
     encoder = build_encoder(config, device, origin)
     model = MaskedLanguageModel(encoder, config.seed)
@@ -150,6 +151,11 @@ def prepare_process(config: RunConfig) -> None:
         raise ConfigError(
             "compute.sharding: fsdp without a GPU needs torch 2.8 or newer (this is "
             f"{torch.__version__}): gloo would sum gradients instead of averaging them"
+        )
+    if config.compute.precision == "amp_bf16" and device == "cpu":
+        raise ConfigError(
+            "compute.precision: amp_bf16 needs a GPU, and there is none here; leave it at auto, "
+            "which is float32 on a CPU"
         )
     if config.compute.threads or "OMP_NUM_THREADS" not in os.environ:
         share = _cores() // distributed.local_world_size()

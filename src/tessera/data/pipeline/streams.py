@@ -211,7 +211,10 @@ def _places(stream: Stream, document: int) -> Iterator[tuple[int, int]]:
 def read_again(
     waiting: Mapping[int, tuple[Sequence[Stream], Sequence[PieceId]]], cut: Cut
 ) -> dict[int, list[Piece]]:
-    """The pieces that waited in some lanes, in their order, without those whose shard turned bad.
+    """The pieces that waited in some lanes, in their order.
+
+    Those whose shard turned bad are left out, and those that the present cut or the lengths asked
+    for have no more, which is said.
 
     Read shard by shard, so that a small cache need not fetch a shard for each lane.
 
@@ -243,10 +246,19 @@ def read_again(
         lane: [None] * len(ids) for lane, (_, ids) in waiting.items()
     }
     read: tuple[int, int, int] | None = None  # several pieces of one document are read once
+    gone: dict[int, int] = {}
     for number, shard, sample, lane, n in places:
         piece = waiting[lane][1][n]
         if read != (number, shard, sample):
             read, tokens = (number, shard, sample), readers[number].read(shard, sample)
         if tokens is not None and piece[2] < cut.pieces(len(tokens)):
             found[lane][n] = Piece(piece, cut.content(tokens, piece[2]))
+        elif tokens is not None:
+            gone[number] = gone.get(number, 0) + 1
+    for number, pieces in gone.items():
+        log.warning(
+            "source '%s': %d pieces that waited are left out: max_seq_len, long_documents or the "
+            "lengths asked for are others than when they were read",
+            *(readers[number].name, pieces),
+        )
     return {lane: [piece for piece in pieces if piece] for lane, pieces in found.items()}
