@@ -34,8 +34,9 @@ MAY_IMPORT = {
     "checkpoints": LEAVES | {"model"},
     "evaluation": LEAVES | {"model", "data", "checkpoints"},
     "training": LEAVES | {"model", "data", "optim", "checkpoints", "evaluation", "reporting"},
+    "planning": LEAVES | {"model", "data", "optim", "training"},
     "cli": LEAVES
-    | {"model", "data", "optim", "checkpoints", "evaluation", "reporting", "training"},
+    | {"model", "data", "optim", "checkpoints", "evaluation", "reporting", "training", "planning"},
     "data_prep": LEAVES | {"data"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((PROJECT / "data_prep").glob("*.py"))

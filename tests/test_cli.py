@@ -50,6 +50,24 @@ def test_check_warns_of_a_tokenizer_that_frames_text_otherwise(corpus, tmp_path,
     assert shown.startswith("warning") and "frames a text x as 'x', training as" in shown
 
 
+def test_check_holds_the_duration_against_the_tokens_there_are(yaml_path, capsys):
+    assert main(["check", str(yaml_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "warning" not in shown
+    (line,) = [line.split() for line in shown.splitlines() if line.split()[0] == "web"]
+    assert line[1:3] == ["60.0%", "4.8k"] and float(line[4]) < 1
+    assert main(["check", str(yaml_path), "duration=1e12tok"]) == 0
+    warnings = capsys.readouterr().out.partition("warning")[2].splitlines()
+    named = [warning.split()[0] for warning in warnings]
+    assert named == ["train_data.sources.web:", "train_data.sources.code:"]
+    assert all("Up to 4 readings" in w and "arxiv.org/abs/2305.16264" in w for w in warnings)
+
+
+def test_a_missing_source_is_said_once(yaml_path, capsys):
+    said = refused(capsys, "check", yaml_path, "train_data.sources.web.local=/nowhere")
+    assert said.count("/nowhere") == 1
+
+
 def test_check_refuses_whole_words_where_nobody_can_tell_them(yaml_path, capsys):
     said = refused(capsys, "check", yaml_path, "train_data.masking.whole_words=true")
     assert "train_data.masking.whole_words: the tokens of" in said

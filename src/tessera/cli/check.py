@@ -41,6 +41,7 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
     Raises:
         ConfigError: with every problem, if it would not run on `world_size` ranks.
     """
+    from tessera.planning.mixture import mixture_lines
     from tessera.training.preflight import examine
 
     saved = _saved(config)
@@ -74,7 +75,7 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
             f"{config.train_data.row_tokens:,} token slots each, segments of up to "
             f"{config.train_data.max_seq_len:,}; {config.train_data.lanes} lanes"
         ),
-        "data": _sources(config),
+        "data": "\n".join([_sources(config), *mixture_lines(findings.readings)]),
         "masking": _masking(config),
         "optimizer": (
             f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from tessera import fetch
 from tessera.data.config import SourceConfig
-from tessera.data.sources.source import open_source
+from tessera.data.sources.source import Documents, open_source
+from tessera.data.supply import Reading, readings
 from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.paths import is_remote
-from tessera.quantities import Duration
+from tessera.quantities import Duration, short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
@@ -23,6 +24,9 @@ from tessera.training.remote import remote_run
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
+
+MOST_EPOCHS = 4
+"""Readings of a source that are about as good as new text (https://arxiv.org/abs/2305.16264)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Findings:
     """Each would keep it from running."""
     doubts: list[str] = field(default_factory=list)
     """Each may be meant: it is said, and the phase runs."""
+    readings: list[Reading] = field(default_factory=list)
+    """What the phase reads of each source, as far as that is known."""
     origin: "Checkpoint | None" = None
     """What `start_from` or `initial_weights` names, read: whoever goes on need not read again."""
 
@@ -71,23 +77,44 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
         )
     elsewhere = config.evaluation.sources
     whole = config.train_data.on_bad_shard == "stop"
+    opened: dict[str, Documents] = {}
     for name, source in config.train_data.sources.items():
         if source.weight > 0:
             splits = [source.split, source.validation_split if elsewhere is None else None]
             key = f"train_data.sources.{name}"
-            found += _source_problems(key, name, source, splits, tokenizer, whole=whole)
+            found += source_problems(key, name, source, splits, tokenizer, opened, whole=whole)
+    frame = None if tokenizer is None else (tokenizer.cls_id, tokenizer.sep_id)
+    read = readings(config.train_data, config.batch, config.duration, frame, opened)
+    doubts += filter(None, map(repeated_too_often, read))
     for name, source in (elsewhere or {}).items():
         key = f"evaluation.sources.{name}"
-        found += _source_problems(
-            key, name, source, [source.validation_split], tokenizer, whole=whole
-        )
+        splits = [source.validation_split]
+        found += source_problems(key, name, source, splits, tokenizer, whole=whole)
     origin = None
     if not resuming and (named := origin_of(config)) is not None:
         about = _examine_origin(*named, config, tokenizer)
         found += about.problems
         doubts += about.doubts
         origin = about.origin
-    return Findings(found, doubts, origin)
+    return Findings(found, doubts, read, origin)
+
+
+def repeated_too_often(reading: Reading) -> str | None:
+    """A doubt if a phase reads a source again and again; none if that is not known."""
+    epochs, tokens, wanted = reading.epochs, reading.supply.tokens, reading.wanted
+    if tokens == 0:
+        return (
+            f"train_data.sources.{reading.name}: no document has a length between its "
+            "min_document_tokens and max_document_tokens"
+        )
+    if epochs is None or epochs <= MOST_EPOCHS or wanted is None:
+        return None
+    return (
+        f"train_data.sources.{reading.name}: its {short_number(tokens or 0)} tokens would be read "
+        f"{short_number(epochs)} times to make {short_number(wanted)}. Up to {MOST_EPOCHS} "
+        "readings teach about as much as new text, more teach less and less "
+        "(https://arxiv.org/abs/2305.16264): add text, lower its weight, or shorten duration"
+    )
 
 
 def _folder_problems(folder: Path) -> list[str]:
@@ -108,26 +135,41 @@ def _folder_problems(folder: Path) -> list[str]:
     ]
 
 
-def _source_problems(
+def source_problems(
     key: str,
     name: str,
     source: SourceConfig,
     splits: list[str | None],
     tokenizer: Tokenizer | None,
+    opened: "dict[str, Documents] | None" = None,
     *,
     whole: bool,
 ) -> list[str]:
-    """What keeps a source from being read; `whole`: without shards that could be passed over."""
+    """What keeps a source from being read.
+
+    Args:
+        key: of the source in the YAML.
+        name: of the source.
+        source: where it is.
+        splits: its splits that are read.
+        tokenizer: what training reads it with, if known.
+        opened: the training split is put here under its name, for whoever looks into it next.
+        whole: whether no shard may be passed over.
+    """
     if source.remote is not None:
         return []
     found = []
     for split in filter(lambda split: split is not None, splits):
         try:
-            opened = open_source(name, source, split or "", None)
+            documents = open_source(name, source, split or "", None)
         except ValueError as error:
             found.append(f"{key}: {error}")
+            if not Path(source.local).exists():
+                break  # the other split is missing with the whole folder
             continue
-        made_by = opened.tokenizer_fingerprint
+        if opened is not None and split == source.split:
+            opened[name] = documents
+        made_by = documents.tokenizer_fingerprint
         folder = Path(source.local) / (split or "")
         if tokenizer is not None and made_by not in (None, tokenizer.fingerprint):
             found.append(
@@ -135,7 +177,7 @@ def _source_problems(
                 f"{tokenizer.name}; name the tokenizer they were made with, or prepare them again"
             )
             break  # the other split's would say it again
-        if whole and (lacking := opened.lacking()):
+        if whole and (lacking := documents.lacking()):
             found.append(f"{key}: {lacking}; copy them again, or name the remote they are at")
     return found
 
@@ -176,9 +218,9 @@ def _examine_origin(
         if trained_with.fingerprint != tokenizer.fingerprint:
             found.append(_other_tokenizer(key, path, trained_with, tokenizer))
     if key != "start_from":
-        return Findings(found, [], checkpoint)
+        return Findings(found, origin=checkpoint)
     doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
-    return Findings(found, doubts, checkpoint)
+    return Findings(found, doubts, origin=checkpoint)
 
 
 def _other_tokenizer(key: str, path: str, trained_with: Tokenizer, ours: Tokenizer) -> str:

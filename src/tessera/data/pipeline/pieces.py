@@ -37,12 +37,23 @@ class Cut:
     split: bool
     """A longer document becomes several pieces; if false, it loses its tail."""
 
+    @property
+    def room(self) -> int:
+        """Tokens of a document that a piece holds at most."""
+        return self.max_seq_len - FRAME_TOKENS
+
     def pieces(self, tokens: int) -> int:
         """How many pieces a document of so many tokens becomes; none if it is empty."""
-        pieces = -(-tokens // (self.max_seq_len - FRAME_TOKENS))
+        pieces = -(-tokens // self.room)
         return pieces if self.split else min(pieces, 1)
 
     def content(self, document: np.ndarray, piece: int) -> np.ndarray:
         """The tokens of one piece: a view."""
-        room = self.max_seq_len - FRAME_TOKENS
-        return document[piece * room : (piece + 1) * room]
+        return document[piece * self.room : (piece + 1) * self.room]
+
+    def totals(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pieces of documents of these lengths, and the tokens of the pieces' segments together."""
+        pieces = -(-lengths // self.room)
+        if not self.split:
+            pieces, lengths = np.minimum(pieces, 1), np.minimum(lengths, self.room)
+        return pieces, lengths + FRAME_TOKENS * pieces

@@ -47,6 +47,9 @@ class Documents(Protocol):
     def lengths(self, shard: int) -> np.ndarray:
         """(documents of the shard,) tokens of each as stored; reads no document."""
 
+    def lengths_here(self, shard: int) -> np.ndarray | None:
+        """The same, if nothing has to be fetched for it, and nothing verified; else None."""
+
     def lacking(self) -> str | None:
         """What is missing of a source that is all local; None if it is whole, or is fetched."""
 
