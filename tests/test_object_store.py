@@ -157,6 +157,18 @@ def elsewhere(monkeypatch, name):
     monkeypatch.setattr(lease, "this_process", lambda: f"{name}/1/1/1")
 
 
+@pytest.mark.parametrize("answer", ["ignored", "NotImplemented"])
+def test_a_store_without_conditional_writes_is_refused(answer, s3, tmp_path, capsys):
+    """In it two runs could write over each other, and neither would find out."""
+    s3.heeds_conditions = answer != "ignored"
+    if answer != "ignored":
+        s3.judge = lambda r: answer if r.method == "PUT" and r.path.endswith("lease.json") else None
+    corpus = tiny_run.make_corpus(tmp_path / "corpus", documents=30)
+    with pytest.raises(StoreError, match=r"s3://bucket/run: this store writes without regard"):
+        tiny_run.train(tiny_run.settings(corpus, PLACE))
+    assert s3.names() == []
+
+
 def test_a_lease_that_is_not_renewed_is_taken_over_and_the_old_holder_finds_out(store, monkeypatch):
     elsewhere(monkeypatch, "one")
     first, before = acquire(store, 2.0)

@@ -67,6 +67,7 @@ def test_a_local_path_is_expanded(written, meant, scratch):
         ("~nobody-of-this-name/x", "no home folder of '~nobody-of-this-name'"),
         ("s4://b/x", "unknown scheme 's4'"),
         ("s3:/b/x", "cannot serve here|expected s3://bucket/folder"),
+        ("s3:b/x", "expected s3://, or ./s3:b/x for such a file"),
         ("s3://", "cannot serve here|expected s3://bucket/folder"),
         ("", "expected a path"),
         (7, "expected a path"),

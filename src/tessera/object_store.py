@@ -43,6 +43,13 @@ _RENEW = (
 )
 
 
+UNGUARDED = (
+    "this store writes without regard to conditions (If-Match, If-None-Match), so that nothing in "
+    "it could refuse a second run; keep the run folder on a disk, or in a store that honours them "
+    "as Amazon S3 does"
+)
+
+
 class StoreError(ValueError):
     """An object store that does not do what is asked: its text names the place and the way out."""
 
@@ -159,6 +166,7 @@ class S3Store:
 
         Raises:
             Conflict: somebody else wrote it in between.
+            StoreError: it may not be written, or the store knows no conditions.
         """
         condition = {"IfNoneMatch": "*"} if new else {"IfMatch": replaces} if replaces else {}
         arguments = {"Bucket": self.bucket, "Key": self.prefix + name, "Body": content}
@@ -170,6 +178,8 @@ class S3Store:
                 *("NoSuchKey", "404"),
             }:
                 raise Conflict(name) from error
+            if condition and _code(error) in {"NotImplemented", "501"}:
+                raise StoreError(f"{self.place}: {UNGUARDED}") from error
             raise self._explained(error, "write") from error
 
     def upload(self, name: str, file: IO[bytes]) -> None:

@@ -101,6 +101,9 @@ class Place:
             raise ValueError(f"expected a path, got {text!r}")
         expanded = expand(text)
         match = _SCHEME.match(expanded)
+        scheme = expanded.partition(":")[0].lower()
+        if match is None and ":" in expanded and scheme in {*READABLE, *STREAMED, "file"}:
+            raise ValueError(f"'{text}': expected {scheme}://, or ./{text} for such a file")
         if match is None:
             if not self.local:
                 raise ValueError(f"'{text}': expected {self._kinds()}")

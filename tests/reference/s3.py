@@ -34,6 +34,8 @@ class S3:
     endpoint: str
     direct: str
     """The same server past the door."""
+    heeds_conditions: bool = True
+    """False: as a store that does not know conditional writes, and writes all the same."""
     requests: list[Request] = field(default_factory=list)
     judge: Callable[[Request], "int | float | str | None"] = lambda request: None
     """Of each request: None lets it pass; an int is a status to answer; a float is a delay in
@@ -109,6 +111,7 @@ class _Door(BaseHTTPRequestHandler):
             name: value
             for name, value in self.headers.items()
             if name.lower() not in {"expect", "connection", "transfer-encoding"}
+            and (self.s3.heeds_conditions or name.lower() not in {"if-match", "if-none-match"})
         }
         inner.request(self.command, self.path, body=body, headers=headers)
         answer = inner.getresponse()

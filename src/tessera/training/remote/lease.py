@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tessera.object_store import Conflict, Object, S3Store
+from tessera.object_store import UNGUARDED, Conflict, Object, S3Store, StoreError
 
 LEASE = "lease.json"
 RENEWALS = 4
@@ -116,8 +116,20 @@ def acquire(
 
     Raises:
         LeaseHeld: another run is alive there.
-        StoreError: the store does not answer, or may not be written to.
+        StoreError: the store does not answer, may not be written to, or ignores conditions.
     """
+    lease, before = _take(store, seconds, say)
+    for condition in ({"new": True}, {"replaces": f'"{0:032x}"'}):  # neither holds
+        try:
+            store.write(LEASE, _encode(lease.terms), **condition)
+        except Conflict:
+            continue
+        store.delete([LEASE])
+        raise StoreError(f"{store.place}: {UNGUARDED}")
+    return lease, before
+
+
+def _take(store: S3Store, seconds: float, say: Callable[[str], None]) -> tuple[Lease, int]:
     own = Terms(
         holder=uuid.uuid4().hex,
         generation=1,
