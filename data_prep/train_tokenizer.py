@@ -21,15 +21,14 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from tessera.data.preparation.places import File
-from tessera.data.preparation.text_files import (
+from tessera.data.preparation.inputs import (
     TEXT_COLUMN_HELP,
     Input,
-    cut_into_parts,
     find_splits,
     parse_inputs,
-    read_part,
 )
+from tessera.data.preparation.places import File
+from tessera.data.preparation.text_files import cut_into_parts, read_part
 from tessera.data.preparation.tokenizers.report import describe, describe_ids, fit
 from tessera.data.preparation.tokenizers.training import (
     SPECIAL_TOKENS,

@@ -8,9 +8,10 @@ import pytest
 
 from tessera.data.preparation.formats.discovery import discover, kind_of, split_of
 from tessera.data.preparation.formats.records import Reading
+from tessera.data.preparation.inputs import parse_inputs
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, LONG_RECORDS, NULS, Notes
 from tessera.data.preparation.places import PlaceError
-from tessera.data.preparation.text_files import cut_into_parts, parse_inputs, read_part
+from tessera.data.preparation.text_files import cut_into_parts, read_part
 
 ROWS = [{"id": f"r{i}", "text": f"document {i}, gr\u00f6\u00dfer"} for i in range(40)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -52,6 +52,11 @@ def join(place: str, *names: str) -> str:
     return "/".join([place.rstrip("/"), *names] if place else names)
 
 
+def absolute(place: str) -> str:
+    """The place as a process or machine understands it whose working folder is another."""
+    return place if is_remote(place) else os.path.abspath(place)
+
+
 def expand(text: str) -> str:
     """A path with `~`, `~user`, `$VAR` and `${VAR}` replaced.
 

@@ -6,19 +6,21 @@ every other scheme through the file system that fsspec knows for it.
 """
 
 import contextlib
+import errno
 import functools
 import io
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from tessera.files import write_whole
 from tessera.paths import ANYWHERE, is_remote
+from tessera.retry import persistently
 
 _BUFFER_BYTES = 1 << 22
 _ATTEMPTS = 5
@@ -153,6 +155,32 @@ def read_bytes(address: str) -> bytes | None:
     return _trying(address, read)
 
 
+def write(address: str, content: bytes) -> None:
+    """Write a small file, whole or not at all; the folder of a local one is made."""
+    if is_remote(address):
+        write_remote(address, content)
+    else:
+        Path(address).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(address), content)
+
+
+def put(address: str, local: Path) -> None:
+    """Move a finished local file to where it belongs: renamed on its disk, or into a store."""
+    if is_remote(address):
+        write_remote(address, local)
+        local.unlink()
+        return
+    Path(address).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(local, address)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the folder of a job's work may be another disk
+            raise
+        with open(local, "rb") as source:
+            write_whole(Path(address), lambda target: shutil.copyfileobj(source, target))
+        local.unlink()
+
+
 def write_remote(address: str, content: bytes | Path) -> None:
     """Put an object into a store: bytes, or what a local file holds."""
     system, path = file_system(address)
@@ -183,10 +211,15 @@ def exists(address: str) -> bool:
 
 
 def remove(address: str, *, recursive: bool = False) -> None:
-    """Delete an object of a store, or all below a folder; an absent one is no mistake."""
-    system, path = file_system(address)
-    with contextlib.suppress(Absent):
-        _trying(address, lambda: system.rm(path, recursive=recursive))
+    """Delete a file, or with `recursive` all below a folder; an absent one is no mistake."""
+    if is_remote(address):
+        system, path = file_system(address)
+        with contextlib.suppress(Absent):
+            _trying(address, lambda: system.rm(path, recursive=recursive))
+    elif recursive and os.path.isdir(address):
+        shutil.rmtree(address)
+    else:
+        Path(address).unlink(missing_ok=True)
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -293,14 +326,19 @@ def explained(address: str) -> Iterator[None]:
         ) from error
 
 
+def patiently(action: Callable[[], Result]) -> Result:
+    """Do it, and again with growing pauses while a store interrupts."""
+    return persistently(
+        action,
+        attempts=_ATTEMPTS,
+        first_pause_seconds=0.5,
+        is_final=lambda error: not isinstance(error, Interrupted),
+    )
+
+
 def _trying(address: str, action: Callable[[], Result]) -> Result:
-    """Do it, and again with growing pauses while the store fails."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            with explained(address):
-                return action()
-        except Interrupted:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            time.sleep(0.2 * 3**attempt)
-    raise AssertionError("unreachable")
+    def explain() -> Result:
+        with explained(address):
+            return action()
+
+    return patiently(explain)

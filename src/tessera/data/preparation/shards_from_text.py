@@ -1,8 +1,6 @@
 """Text to shards: what there is to make, making what is missing, publishing what is complete."""
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -13,14 +11,15 @@ from tqdm import tqdm
 
 from tessera.data.preparation import places
 from tessera.data.preparation.config import SourceConfig, TokenizeConfig
-from tessera.data.preparation.executors.executor import Plan, log_folder, run
+from tessera.data.preparation.executors.executor import Plan, fingerprint_of, log_folder, run
 from tessera.data.preparation.formats.records import Reading
+from tessera.data.preparation.inputs import Input, input_of
 from tessera.data.preparation.mds_writer import compressor
 from tessera.data.preparation.places import File
 from tessera.data.preparation.shard_folders import ShardFolder, shard_folder
-from tessera.data.preparation.text_files import Input, Part, cut_into_parts
+from tessera.data.preparation.text_files import Part, cut_into_parts
 from tessera.data.preparation.tokenizing import Task, Tokenizing
-from tessera.paths import is_remote, join
+from tessera.paths import absolute, join
 from tessera.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation")
@@ -99,7 +98,7 @@ def plan_splits(config: TokenizeConfig, tokenizer: Tokenizer) -> list[Split]:
         )
     splits = []
     for name, about in config.sources.items():
-        source = input_of(name, about, config)
+        source = input_of(name, about, ignore_split_names=config.ignore_split_names)
         files = source.found.splits
         cut = {
             split: cut_into_parts(chosen, source.root, config.part_size.value, source.reading)
@@ -118,21 +117,6 @@ def plan_splits(config: TokenizeConfig, tokenizer: Tokenizer) -> list[Split]:
                 )
             )
     return splits
-
-
-def input_of(name: str, about: SourceConfig, config: TokenizeConfig) -> Input:
-    """A source as it is read."""
-    return Input(
-        name=name,
-        path=places.expanded(about.path),
-        reading=Reading(
-            text=about.text_column,
-            id=about.id_column,
-            encoding=about.encoding,
-            quoting=about.quoting,
-        ),
-        ignore_split_names=config.ignore_split_names,
-    )
 
 
 def plan_of_split(
@@ -195,9 +179,9 @@ def plan_of_tasks(splits: list[Split], config: TokenizeConfig, tokenizer: Tokeni
         shared[split.source.name, "" if split.chosen_by_hash else split.name].append(split)
     tasks = [
         Task(
-            part=dataclasses.replace(part, root=_absolute(part.root or ".")),
+            part=dataclasses.replace(part, root=absolute(part.root or ".")),
             number=number,
-            folders=tuple((split.name, _absolute(split.folder.address)) for split in together),
+            folders=tuple((split.name, absolute(split.folder.address)) for split in together),
             validation_share=together[0].plan["validation_share"],
             reading=together[0].source.reading,
             shard_bytes=together[0].plan["shard_bytes"],
@@ -206,7 +190,7 @@ def plan_of_tasks(splits: list[Split], config: TokenizeConfig, tokenizer: Tokeni
         for together in shared.values()
         for number, part in enumerate(together[0].parts)
     ]
-    folders = {_absolute(split.folder.address): split.folder for split in splits}
+    folders = {absolute(split.folder.address): split.folder for split in splits}
 
     def finished() -> set[int]:
         whole = {address: folder.finished_parts() for address, folder in folders.items()}
@@ -216,8 +200,7 @@ def plan_of_tasks(splits: list[Split], config: TokenizeConfig, tokenizer: Tokeni
             if all(task.number in whole[address] for _, address in task.folders)
         }
 
-    facts = json.dumps([[split.folder.address, split.plan] for split in splits])
-    fingerprint = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    fingerprint = fingerprint_of([[split.folder.address, split.plan] for split in splits])
     return Plan(
         items=tasks,
         work=Tokenizing(tokenizer=_absolute_if_here(tokenizer.name)),
@@ -226,11 +209,6 @@ def plan_of_tasks(splits: list[Split], config: TokenizeConfig, tokenizer: Tokeni
         weights=[task.bytes for task in tasks],
         preload=("tessera.data.preparation.tokenizing",),
     )
-
-
-def _absolute(address: str) -> str:
-    """The address as other machines, whose working folder is another, understand it."""
-    return address if is_remote(address) else os.path.abspath(address)
 
 
 def _absolute_if_here(name: str) -> str:

@@ -6,15 +6,12 @@ there are.
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tessera.data.preparation import places
-from tessera.data.preparation.formats.discovery import Found, discover, is_dataset, kind_of
+from tessera.data.preparation.formats.discovery import is_dataset, kind_of
 from tessera.data.preparation.formats.records import Reading, is_lines_of_json, records
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, NULS, Notes
 from tessera.data.preparation.places import File, Interrupted
@@ -24,9 +21,6 @@ log = logging.getLogger(__name__)
 
 Document = tuple[str, str]
 """(id, text)."""
-
-TEXT_COLUMN_HELP = "column that holds the text, of all inputs or NAME=COLUMN; repeatable (text)"
-ENCODING_HELP = "encoding of text files, of all inputs or NAME=ENCODING; repeatable (utf-8)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +128,15 @@ def _dataset_parts(file: File, root: str, part_bytes: int) -> Iterator[Part]:
 
 
 def read_part(part: Part, reading: Reading, notes: Notes | None = None) -> Iterator[Document]:
-    """The documents of a part, in order.
+    """The documents of a part, in order; see `read_rows`."""
+    for document, _ in read_rows(part, reading, notes):
+        yield document
+
+
+def read_rows(
+    part: Part, reading: Reading, notes: Notes | None = None
+) -> Iterator[tuple[Document, dict[str, Any]]]:
+    """The documents of a part, in order, each with the columns that are wanted beside it.
 
     Args:
         part: What to read.
@@ -150,7 +152,8 @@ def read_part(part: Part, reading: Reading, notes: Notes | None = None) -> Itera
         address, seen = join(part.root, name), Notes()
         with _named(address):
             for place, record in records(address, reading, seen, part.start, part.stop):
-                yield _document(record, reading, f"{name}{place}", notes)
+                document = _document(record, reading, f"{name}{place}", notes)
+                yield document, _others(record, reading.columns, f"{name}{place}")
         for what, (count, place) in seen.found.items():
             notes.add(what, f"{name}, {place}", count)
 
@@ -190,6 +193,13 @@ def _document(record: Any, reading: Reading, place: str, notes: Notes) -> Docume
             raise ValueError(f"no column '{reading.id}' at {place}; correct --id-column")
         document_id = None
     return place if document_id is None else str(document_id), _clean(text or "", place, notes)
+
+
+def _others(record: Any, names: Sequence[str], place: str) -> dict[str, Any]:
+    found = {name: _column(record, name) for name in names}
+    if missing := [name for name, value in found.items() if value is _ABSENT]:
+        raise ValueError(f"no column '{missing[0]}' at {place}; correct the columns to keep")
+    return found
 
 
 _ABSENT = object()
@@ -239,117 +249,3 @@ def _clean(text: str, place: str, notes: Notes) -> str:
         notes.add(HALF_PAIRS, place)
         return text.encode(errors="replace").decode()
     return text
-
-
-# ---- what a command line names
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """One source of text."""
-
-    name: str
-    path: str
-    """Address of a file or folder, or a glob; local, or of a store."""
-    reading: Reading
-    ignore_split_names: bool = False
-
-    @cached_property
-    def found(self) -> Found:
-        """Its files by split, and what was left out."""
-        return discover(self.path, ignore_split_names=self.ignore_split_names)
-
-    @cached_property
-    def root(self) -> str:
-        """The folder that its documents' ids are relative to."""
-        return places.root_of(self.path)
-
-    def check_first_records(self) -> None:
-        """Say what is left out, and read one record of every file that has columns.
-
-        Raises:
-            ValueError: a file cannot be read, or lacks a column; names it.
-        """
-        for line in self.found.lines():
-            log.warning("%s: %s", self.name, line)
-        files = [
-            file
-            for files in self.found.splits.values()
-            for file in files
-            if (kind_of(file.name) or ("dataset",))[0] != "text"
-        ]
-
-        def look(file: File) -> None:
-            part = Part(root=self.root, files=(file.name,), bytes=0)
-            next(read_part(part, self.reading), None)
-
-        places.at_once(look, files, is_remote(self.path))
-
-
-def find_splits(path: str | Path) -> dict[str, list[File]]:
-    """The files of a source: by split if names say so, else all under ''.
-
-    Raises:
-        ValueError: there is nothing readable.
-    """
-    return discover(str(path)).splits
-
-
-def parse_inputs(
-    texts: Sequence[str],
-    text_columns: Sequence[str] = (),
-    id_column: str | None = None,
-    encodings: Sequence[str] = (),
-    quoting: Any = None,
-    *,
-    ignore_split_names: bool = False,
-) -> list[Input]:
-    """The inputs `[NAME=]ADDRESS`, with options of all, or of one as `NAME=VALUE`.
-
-    Raises:
-        ValueError: an option is for an input that there is not.
-    """
-    named = []
-    for text in texts:
-        name, separator, path = text.partition("=")
-        if not separator or "/" in name or Path(text).exists():
-            before_glob = re.split(r"/[^/]*[*?\[]", text)[0]
-            name, path = Path(before_glob).name.split(".")[0], text
-        named.append((name, places.expanded(path)))
-    names = [name for name, _ in named]
-    columns = _by_name("--text-column", text_columns, names, "text")
-    codecs = _by_name("--encoding", encodings, names, "utf-8")
-    for encoding in codecs.values():
-        try:
-            "".encode(encoding)
-        except LookupError:
-            raise ValueError(f"--encoding {encoding}: no such encoding; such as latin-1") from None
-    return [
-        Input(
-            name=name,
-            path=path,
-            reading=Reading(
-                text=columns[name], id=id_column, encoding=codecs[name], quoting=quoting
-            ),
-            ignore_split_names=ignore_split_names,
-        )
-        for name, path in named
-    ]
-
-
-def _by_name(
-    option: str, texts: Sequence[str], names: Sequence[str], default: str
-) -> dict[str, str]:
-    """The value of an option for each input."""
-    by_name: dict[str, str] = {}
-    for text in texts:
-        name, separator, own = text.partition("=")
-        if not separator:
-            default = text
-        elif name in names:
-            by_name[name] = own
-        else:
-            raise ValueError(
-                f"{option} {text}: no input is named '{name}'; there are {', '.join(names)}"
-            )
-    return {name: by_name.get(name, default) for name in names}

@@ -1,7 +1,6 @@
 """One part of a source: read once, tokenised, written to the shards of every split it feeds."""
 
 import functools
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.long_texts import encode_documents
 from tessera.data.preparation.mds_writer import PartWriter
 from tessera.data.preparation.notes import Notes
-from tessera.data.preparation.places import Interrupted
+from tessera.data.preparation.places import patiently
 from tessera.data.preparation.shard_folders import locked, shard_folder
 from tessera.data.preparation.text_files import Part, read_part
 from tessera.tokenizer import Tokenizer, load_tokenizer
-
-_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +61,8 @@ class Tokenizing:
         folders = {split: shard_folder(address) for split, address in task.folders}
         with locked(list(folders.values()), task.number):
             missing = [split for split, f in folders.items() if not f.has(task.number)]
-            for attempt in range(_ATTEMPTS if missing else 0):
-                try:
-                    return self._write(task, missing)
-                except Interrupted:
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                    time.sleep(3**attempt)
+            if missing:
+                patiently(lambda: self._write(task, missing))
 
     def _write(self, task: Task, missing: list[str]) -> None:
         tokenizer, notes = _loaded(self.tokenizer), Notes()

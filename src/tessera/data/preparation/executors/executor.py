@@ -9,6 +9,7 @@ driver waits for ever.
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from tessera.data.preparation.executors.local import (
     lost,
     one_by_one,
 )
+from tessera.paths import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +301,17 @@ def _do_share(share: list[Any], work: Work) -> str | None:
     return None
 
 
+def shared_folder(out: str, named: str | None) -> Path:
+    """Where what is not part of the result goes: where it is named, in a local `out`, or here."""
+    return Path(named or ("runs/preparation" if is_remote(out) else out))
+
+
 def log_folder(out: str, config: ExecutorConfig, fingerprint: str) -> Path:
     """Where jobs leave what they have to say; another plan has another one."""
-    base = Path(config.logs) if config.logs else Path("runs/preparation" if "://" in out else out)
-    return base / fingerprint if config.logs or "://" in out else base / "logs" / fingerprint
+    base = shared_folder(out, config.logs)
+    return base / fingerprint if config.logs or is_remote(out) else base / "logs" / fingerprint
+
+
+def fingerprint_of(plan: Any) -> str:
+    """Names what is to be done, of plain values, in 16 letters."""
+    return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]

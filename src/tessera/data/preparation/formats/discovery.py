@@ -26,6 +26,8 @@ KINDS = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2"}
 """What may follow the ending of every kind that is text."""
 READABLE = ", ".join(KINDS) + f" (text formats also {', '.join(COMPRESSIONS)})"
+UNFINISHED = "_unfinished"
+"""Name of a file that marks a folder whose text is still being written."""
 _BINARY = ("parquet", "arrow")
 _SPLITS = {
     "test": {"test", "tests", "testing", "eval", "evaluation"},
@@ -101,6 +103,11 @@ def discover(address: str, *, ignore_split_names: bool = False) -> Found:
         files = _remote(address, single)
     else:
         files, left_out = _local(address)
+    if any(PurePosixPath(file.name).name == UNFINISHED for file in files):
+        raise PlaceError(
+            f"{address} is not finished: start the same data_prep/clean.py again, which goes on "
+            "from where it was"
+        )
     readable = _readable(files, left_out)
     if not readable:
         found = "; there are " + "; ".join(_count(left_out)) if left_out else ""

@@ -41,6 +41,8 @@ class Reading:
     """Of everything but Parquet and Arrow, which are UTF-8 by definition."""
     quoting: tables.Quoting | None = None
     """None: strict for CSV, none for TSV."""
+    columns: tuple[str, ...] = ()
+    """Columns wanted beside text and id."""
 
     @property
     def cuts_lines(self) -> bool:
@@ -326,9 +328,9 @@ def _columns_wanted(names: list[str], reading: Reading) -> list[str] | None:
     text = reading.text if reading.text in names else reading.text.partition(".")[0]
     if text not in names:
         return None
-    document_id = reading.id or "id"
-    outer = document_id if document_id in names else document_id.partition(".")[0]
-    return sorted({text, outer} & set(names))
+    others = (reading.id or "id", *reading.columns)
+    outer = {name if name in names else name.partition(".")[0] for name in others}
+    return sorted({text, *outer} & set(names))
 
 
 def _dataset_records(path: str, start: int, stop: int | None) -> Iterator[Record]:
