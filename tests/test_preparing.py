@@ -326,17 +326,28 @@ RECIPES = sorted((SCRIPTS / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_a_configuration_with_licences_and_sizes(recipe):
     from tessera.config import load
-    from tessera.data.preparation.config import TokenizeConfig
+    from tessera.data.preparation.config import CleanConfig, TokenizeConfig
 
-    config = load(TokenizeConfig, recipe)
+    config = load(CleanConfig if recipe.stem == "clean" else TokenizeConfig, recipe)
     kinds = {name.split("_")[0] for name in config.sources}
     assert kinds >= {"web", "code", "science"}
     for source in config.sources.values():
         assert source.path.startswith("hf://datasets/") and source.licence and source.tokens
 
 
-def test_there_is_a_recipe():
-    assert "pretrain.yaml" in [path.name for path in RECIPES]
+def test_the_rules_of_the_recipe_are_there():
+    pytest.importorskip("datatrove")
+    from tessera.config import load
+    from tessera.data.preparation.cleaning.corpus import check_filters
+    from tessera.data.preparation.config import CleanConfig
+
+    config = load(CleanConfig, SCRIPTS / "recipes" / "clean.yaml")
+    assert len(config.sources["web"].filters) == 5
+    check_filters(config)
+
+
+def test_there_are_recipes():
+    assert {"pretrain", "clean"} <= {path.stem for path in RECIPES}
 
 
 def test_a_yaml_makes_the_shards_of_the_command_line(tmp_path, tokenizer):

@@ -8,6 +8,8 @@ NULS = "hold NUL characters"
 HALF_PAIRS = "held halves of surrogate pairs, now '?'"
 QUOTED_CELLS = "are cells in quotes of a table read as unquoted (--quoting strict drops the quotes)"
 LONG_RECORDS = "are table records of more than 20 lines: look whether a quote is missing"
+NO_PAGES = "are records of web archives that are no pages"
+TEXTLESS_PAGES = "are web pages in which no text was found"
 CUT_WORDS = "are words of over a million characters, which were cut to bound memory"
 
 

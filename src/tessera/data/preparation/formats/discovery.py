@@ -20,6 +20,7 @@ KINDS = {
     **dict.fromkeys((".arrow", ".feather"), "arrow"),
     ".csv": "csv",
     **dict.fromkeys((".tsv", ".tab"), "tsv"),
+    **dict.fromkeys((".warc", ".wet"), "warc"),
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst"), "text"),
 }
 """How a file is read, by the ending of its name in lower case."""

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tessera.data.preparation.formats import tables
 from tessera.data.preparation.formats.discovery import is_dataset, kind_of
+from tessera.data.preparation.formats.warc import warc_records
 from tessera.data.preparation.notes import Notes
 from tessera.data.preparation.places import open_file
 from tessera.paths import is_remote
@@ -72,6 +73,9 @@ def records(
         return _parquet_records(address, reading, start, stop)
     if kind == "arrow":
         return _arrow_records(address)
+    if kind == "warc":
+        by_record = compression == "gzip"  # each has its own stream, which its reader knows
+        return warc_records(open_stream(address, None if by_record else compression), notes)
     can_be_entered = kind == "jsonl" and compression is None and reading.cuts_lines
     if can_be_entered and (start or is_lines_of_json(address, reading)):
         return _json_lines(_lines_between(address, start, stop), reading)
