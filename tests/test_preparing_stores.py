@@ -205,3 +205,43 @@ def test_a_data_set_of_the_hub_is_read_by_its_address(tokenizer, tmp_path):
         assert (tmp_path / "out/web/validation/index.json").exists()
         done = call("tokenize", "x=hf://datasets/org/nothing", *arguments, **environment)
     assert done.returncode == 2 and "hf://datasets/org/nothing: does not exist" in done.stderr
+
+
+def test_cleaned_text_goes_to_a_bucket_and_is_tokenised_from_there(server, tokenizer, tmp_path):
+    pytest.importorskip("datatrove")
+    rows = make_records(60)
+    copies = [{"id": f"again{i}", "text": row["text"]} for i, row in enumerate(rows[:7])]
+    made = bucket(server, "raw")
+    lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, *copies]]
+    made.put_object(Key="web/a.jsonl", Body="\n".join(lines).encode())
+    cleaned = bucket(server, "cleaned")
+    arguments = ["web=s3://raw/web", "--out", "s3://cleaned/corpus", "--work", tmp_path / "work"]
+    options = ["--duplicates", "exact", "--workers", "1", "--part-size", "5kb"]
+    server.every = 9
+    done = call("clean", *arguments, *options, **credentials(server))
+    assert done.returncode == 0, done.stderr
+    assert "7 removed, copy" in done.stdout
+    names = sorted(objects(cleaned, ""))
+    assert "corpus/cleaning.json" in names and "corpus/web/000000.jsonl.zst" in names
+    assert not [name for name in names if name.endswith("_unfinished")]
+    again = call("clean", *arguments, *options, **credentials(server))
+    assert "is up to date" in again.stdout
+    out = ["--out", tmp_path / "out", "--tokenizer", tokenizer, "--validation-share", "0.2"]
+    done = call("tokenize", "web=s3://cleaned/corpus/web", *out, **credentials(server))
+    assert done.returncode == 0, done.stderr
+    documents = [
+        json.loads((tmp_path / f"out/web/{split}/tessera.json").read_text())["documents"]
+        for split in ("train", "validation")
+    ]
+    assert sum(documents) == 60
+
+
+def test_a_bucket_that_may_not_be_written_to_is_said_before_anything_is_cleaned(server, tmp_path):
+    pytest.importorskip("datatrove")
+    write_jsonl(tmp_path / "a.jsonl", make_records(5))
+    bucket(server, "closed")
+    server.denied = ["/closed"]
+    options = ["--out", "s3://closed/corpus", "--work", tmp_path / "work"]
+    done = call("clean", tmp_path / "a.jsonl", *options, **credentials(server))
+    assert done.returncode == 2 and "no permission" in done.stderr, done.stderr
+    assert "filtering" not in done.stderr

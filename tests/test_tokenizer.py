@@ -4,6 +4,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tokenizers
+from preparing import call, write_jsonl
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -14,8 +15,9 @@ from tokenizers import (
     trainers,
 )
 
+from tessera.data.preparation.notes import UNKNOWN, VANISHED
 from tessera.tokenizer import NEEDED_ROLES, files_for_transformers, load_tokenizer
-from tessera.tokenizer.coverage import lost_characters
+from tessera.tokenizer.coverage import Vanishing, holds_every_byte, lost_characters
 
 
 @pytest.fixture(autouse=True)
@@ -317,6 +319,46 @@ def test_characters_that_vanish_are_said_and_counted(tmp_path, caplog):
     assert loaded.encode_batch(["\u96c5"])[0].tolist() == []
     assert "drops, leaving no trace," in caplog.text and "Han" in caplog.text
     assert lost_characters(loaded.backend, None, ["row \u96c5\u7684 row"]) == (2, 8)
+
+
+def test_characters_that_vanish_from_a_corpus_are_counted_beside_its_shards(tmp_path):
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=SPECIAL, show_progress=False)
+    backend.train_from_iterator([TEXT] * 5, trainer)
+    folder = save(backend, tmp_path / "t")
+    texts = ["the row", "\u96c5 the \u96c5 row \U0001f600", "row \u96c5"]
+    rows = [{"id": f"d{i}", "text": text} for i, text in enumerate(texts * 20)]
+    corpus = write_jsonl(tmp_path / "c" / "train.jsonl", rows)
+    done = call("tokenize", corpus.parent, "--tokenizer", folder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "80 are characters that the tokenizer drops, leaving no trace; the first is d1" in (
+        done.stdout
+    )
+    noted = json.loads((tmp_path / "out/c/train/tessera.json").read_text())["noted"]
+    assert noted[VANISHED] == [80, "d1"] and UNKNOWN not in noted
+
+
+def test_unknown_tokens_of_a_corpus_are_counted(tmp_path):
+    folder = save(without_unknown("WordPiece"), tmp_path / "t", unk_token="<oov>")  # noqa: S106
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    parts["model"]["unk_token"] = "<oov>"
+    (folder / "tokenizer.json").write_text(json.dumps(parts))
+    rows = [{"id": f"d{i}", "text": "the \u96c5 fox" if i % 2 else "the fox"} for i in range(10)]
+    corpus = write_jsonl(tmp_path / "c" / "train.jsonl", rows)
+    done = call("tokenize", corpus.parent, "--tokenizer", folder, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    noted = json.loads((tmp_path / "out/c/train/tessera.json").read_text())["noted"]
+    assert noted == {UNKNOWN: [5, "d1"]}
+
+
+def test_bytes_never_vanish_unless_one_of_them_is_missing():
+    text = "the \u96c5 fox \U0001f600\x07"
+    assert Vanishing(byte_level()).of(text) == 0
+    parts = json.loads(byte_level().to_str())
+    assert holds_every_byte(parts)
+    del parts["model"]["vocab"][next(iter(pre_tokenizers.ByteLevel.alphabet()))]
+    assert not holds_every_byte(parts)
 
 
 def test_a_tokenizer_of_bytes_loses_nothing_and_is_not_complained_of(tmp_path, caplog):

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tokenizers
+import tokenizers.pre_tokenizers
+
+from tessera.tokenizer.words import is_byte_level
 
 _PROBED = {
     "ASCII": "aezAEZ059.,:;!?()[]{}<>=+-*/%&@#$_\"'",
@@ -92,6 +95,45 @@ def cure(backend: tokenizers.Tokenizer, unk_token: str | None) -> str:
         reason = f", not '{absent}', which it lacks," if absent else ""
         step = f'name {named} as "unk_token"{reason} in the "model" of its tokenizer.json'
     return f"{step}, or train one that encodes every byte with data_prep/train_tokenizer.py"
+
+
+class Vanishing:
+    """Finds characters that become no token at all, each looked up once.
+
+    A vocabulary that holds every byte loses nothing, and costs nothing to ask.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._backend = backend
+        self._seen: set[str] = set()
+        self._lost: set[str] = set()
+        self._whole = holds_every_byte(json.loads(backend.to_str()))
+
+    def of(self, text: str) -> int:
+        """How many characters of a text vanish. Blanks are not counted."""
+        if self._whole:
+            return 0
+        found = set(text)
+        for character in found - self._seen:
+            self._seen.add(character)
+            if not character.isspace() and self._vanishes(character):
+                self._lost.add(character)
+        return sum(text.count(character) for character in found & self._lost)
+
+    def _vanishes(self, character: str) -> bool:
+        try:
+            return not self._backend.encode(character, add_special_tokens=False).ids
+        except Exception:  # tokenizers raises no narrower one; encoding the text will say so
+            return False
+
+
+def holds_every_byte(parts: dict) -> bool:
+    """Whether a tokenizer's file makes tokens of bytes and has all 256."""
+    vocabulary = parts["model"].get("vocab")
+    if parts["model"]["type"] != "BPE" or not isinstance(vocabulary, dict):
+        return False
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    return is_byte_level(parts) and all(sign in vocabulary for sign in alphabet)
 
 
 def lost_characters(

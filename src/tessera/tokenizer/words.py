@@ -42,7 +42,7 @@ def word_starts(backend: tokenizers.Tokenizer, size: int) -> np.ndarray | None:
         )
     if not any(token[:1] in ("\u0120", "\u2581") for token in tokens):
         return None
-    byte_of = _bytes_by_sign() if _is_byte_level(parts) else None
+    byte_of = _bytes_by_sign() if is_byte_level(parts) else None
     # U+0120 is a byte-level space, U+2581 Metaspace's. A byte-level continuation of a letter beyond
     # ASCII is shown as some other letter or sign above U+007F, so only ASCII signs can be told.
     return np.array(
@@ -70,7 +70,7 @@ def is_ideograph(character: str) -> bool:
     return bool(character) and any(first <= ord(character) <= last for first, last in _IDEOGRAPHS)
 
 
-def _is_byte_level(parts: dict) -> bool:
+def is_byte_level(parts: dict) -> bool:
     """Whether tokens are bytes, each shown as a sign of its own."""
     found = [parts.get("pre_tokenizer"), parts.get("decoder")]
     while found:

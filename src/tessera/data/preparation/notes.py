@@ -10,6 +10,8 @@ QUOTED_CELLS = "are cells in quotes of a table read as unquoted (--quoting stric
 LONG_RECORDS = "are table records of more than 20 lines: look whether a quote is missing"
 NO_PAGES = "are records of web archives that are no pages"
 TEXTLESS_PAGES = "are web pages in which no text was found"
+VANISHED = "are characters that the tokenizer drops, leaving no trace"
+UNKNOWN = "are unknown tokens, in place of text that the tokenizer does not know"
 CUT_WORDS = "are words of over a million characters, which were cut to bound memory"
 
 

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import xxhash
 
 from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.long_texts import encode_documents
 from tessera.data.preparation.mds_writer import PartWriter
-from tessera.data.preparation.notes import Notes
+from tessera.data.preparation.notes import UNKNOWN, VANISHED, Notes
 from tessera.data.preparation.places import patiently
 from tessera.data.preparation.shard_folders import locked, shard_folder
 from tessera.data.preparation.text_files import Part, read_part
 from tessera.tokenizer import Tokenizer, load_tokenizer
+from tessera.tokenizer.coverage import Vanishing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Tokenizing:
 
     def _write(self, task: Task, missing: list[str]) -> None:
         tokenizer, notes = _loaded(self.tokenizer), Notes()
+        unknown = tokenizer.role_ids.get("unk", -1)
         folders = {s: shard_folder(address) for s, address in task.folders if s in missing}
         with ExitStack() as stack:
             writers: dict[str, PartWriter] = {
@@ -79,8 +82,11 @@ class Tokenizing:
                 )
                 for split, folder in folders.items()
             }
-            for key, tokens in encode_documents(_documents(task, missing, notes), tokenizer, notes):
+            documents = _counted(_documents(task, missing, notes), self.tokenizer, notes)
+            for key, tokens in encode_documents(documents, tokenizer, notes):
                 writers[key.split].add(key.id, tokens)
+                if count := np.count_nonzero(tokens == unknown):
+                    notes.add(UNKNOWN, key.id, int(count))
             # The first split's part says what was noticed in both, so it is the last to be kept:
             # killed in between, the next run notices the same again.
             for split in reversed(missing):
@@ -107,6 +113,21 @@ def _documents(task: Task, wanted: list[str], notes: Notes) -> Iterator[tuple[_K
             split = "validation" if xxhash.xxh64_intdigest(text.encode()) < share else "train"
         if split in wanted:
             yield _Key(split, document_id), text
+
+
+def _counted(
+    documents: Iterator[tuple[_Key, str]], tokenizer: str, notes: Notes
+) -> Iterator[tuple[_Key, str]]:
+    vanishing = _vanishing(tokenizer)
+    for key, text in documents:
+        if count := vanishing.of(text):
+            notes.add(VANISHED, key.id, count)
+        yield key, text
+
+
+@functools.cache
+def _vanishing(name: str) -> Vanishing:
+    return Vanishing(_loaded(name).backend)
 
 
 @functools.cache
