@@ -401,8 +401,36 @@ def test_text_that_is_not_finished_is_not_tokenised(tmp_path):
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
     write_jsonl(tmp_path / "c" / "000000.jsonl", [{"id": "1", "text": "tile"}])
     (tmp_path / "c" / "_unfinished").write_text("x")
-    done = call("tokenize", tmp_path / "c", "--tokenizer", tokenizer, "--out", tmp_path / "out")
-    assert (done.returncode, "is not finished" in done.stderr) == (2, True), done.stderr
+    for named in (tmp_path / "c", f"c={tmp_path / 'c'}/*.jsonl"):
+        done = call("tokenize", named, "--tokenizer", tokenizer, "--out", tmp_path / "out")
+        assert (done.returncode, "is not finished" in done.stderr) == (2, True), done.stderr
+
+
+def test_killed_between_the_last_two_steps_it_tidies_up(clean, corpora):
+    arguments = [f"web={corpora / 'web'}", "--out", corpora / "out", "--workers", 1]
+    assert clean(*arguments)[0] == 0
+    (corpora / "out" / "web" / "_unfinished").write_text("its fingerprint")
+    status, said = clean(*arguments)
+    assert status == 0 and "is up to date" in said
+    assert not list((corpora / "out").rglob("_unfinished"))
+
+
+def test_a_document_that_a_rule_cannot_judge_is_listed_and_the_others_go_on(
+    clean, tmp_path, monkeypatch
+):
+    from datatrove.pipeline.filters import FineWebQualityFilter
+
+    real = FineWebQualityFilter.filter
+    monkeypatch.setattr(
+        FineWebQualityFilter, "filter", lambda self, d: 1 / ("odd" not in d.text) and real(self, d)
+    )
+    rows = [{"id": "1", "text": prose(1)}, {"id": "2", "text": "odd " + prose(2)}]
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    arguments = [f"c={tmp_path / 'c.jsonl'}", "--filters", "fineweb", "--workers", 1]
+    status, said = clean(*arguments, "--out", tmp_path / "out")
+    assert status == 0, said
+    assert ids(tmp_path / "out/c") == ["1"]
+    assert "1 removed, fineweb: cannot judge it (ZeroDivisionError)" in said
 
 
 # ---- mistakes
@@ -450,3 +478,6 @@ def test_other_options_do_not_replace_what_is_there_unasked(clean, corpora):
     assert status == 2 and "was cleaned from other duplicates" in said
     assert clean(*arguments, "--duplicates", "exact", "--overwrite")[0] == 0
     assert "near5" in ids(corpora / "out/web")
+    books = [f"books={corpora / 'books.jsonl'}", *arguments[1:], "--overwrite"]
+    assert clean(*books)[0] == 0
+    assert not (corpora / "out/web").exists() and not (corpora / "out/removed/web").exists()

@@ -193,3 +193,62 @@ def test_a_local_ray_cluster_changes_no_byte_and_names_what_is_killed(
     assert done.returncode == 0, done.stderr
     assert shards(out) == whole
     assert json.loads((out / "web/train/tessera.json").read_text())["documents"] > 300
+
+
+@pytest.mark.slow
+def test_a_node_of_a_ray_cluster_that_dies_changes_no_byte(corpus, tmp_path):
+    """Two nodes on this machine; one is killed while it works."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    arguments, whole = corpus
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        other = cluster.add_node(num_cpus=1)
+        out = tmp_path / "out"
+        options = ["--out", out, "--executor", "ray", "--tasks", "8"]
+        command = [sys.executable, SCRIPTS / "tokenize.py", *arguments, *options]
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        with subprocess.Popen(
+            list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True
+        ) as run:
+            deadline = time.monotonic() + 300
+            while not list(out.glob("*/*/.parts/0*")):
+                assert time.monotonic() < deadline and run.poll() is None
+                time.sleep(0.1)
+            cluster.remove_node(other, allow_graceful=False)
+            _, said = run.communicate(timeout=400)
+        assert run.returncode == 0, said
+    finally:
+        cluster.shutdown()
+    assert shards(out) == whole
+
+
+@pytest.mark.slow
+def test_cleaning_on_ray_and_slurm_gives_the_same_text(tmp_path):
+    pytest.importorskip("datatrove")
+    pytest.importorskip("ray")
+    records = [{"id": f"r{i}", "text": words(60, seed=i % 250)} for i in range(300)]
+    corpus = write_jsonl(tmp_path / "c.jsonl", records)
+    arguments = [corpus, "--part-size", "20kb", "--filters", "gopher_repetition"]
+    done = call("clean", *arguments, "--out", tmp_path / "here", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    ray = {"RAY_TMPDIR": "/tmp/tessera-ray"}
+    options = ["--out", tmp_path / "ray", "--executor", "ray", "--tasks", 3]
+    done = call("clean", *arguments, *options, timeout=500, **ray)
+    assert done.returncode == 0, done.stderr
+    slurm = fake_slurm.install(tmp_path / "slurm")
+    (tmp_path / "slurm.yaml").write_text(
+        json.dumps({"sources": {"c": {"path": str(corpus)}}, "executor": {"poll_seconds": 0.5}})
+    )
+    filters = "sources.c.filters.gopher_repetition={}"
+    options = ["--config", tmp_path / "slurm.yaml", filters, "--part-size", "20kb"]
+    options += ["--out", tmp_path / "slurm-out", "--executor", "slurm", "--tasks", 3]
+    done = call("clean", *options, timeout=500, **slurm)
+    assert done.returncode == 0, done.stderr
+
+    def text(folder):
+        return {n: c for n, c in contents(folder).items() if n.endswith(".zst")}
+
+    assert text(tmp_path / "here") == text(tmp_path / "ray") == text(tmp_path / "slurm-out")
+    assert len(text(tmp_path / "here")) > 6

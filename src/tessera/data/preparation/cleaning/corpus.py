@@ -190,8 +190,19 @@ def _holds_something(folder: str) -> bool:
     return Path(folder).is_dir() and any(Path(folder).iterdir())
 
 
+def tidy(config: CleanConfig) -> None:
+    """Take away the marks of what is finished; a run that was killed just then left them."""
+    for name in config.sources:
+        places.remove(join(text_folder(config, name), UNFINISHED))
+
+
 def begin(config: CleanConfig, corpus: Corpus, fingerprint: str) -> None:
     """Mark the folders as unfinished; what another plan left there goes."""
+    content = places.read_bytes(join(config.out, SUMMARY))
+    before = json.loads(content)["prepared_from"]["sources"] if content is not None else {}
+    for name in before.keys() - corpus.inputs.keys():
+        places.remove(text_folder(config, name), recursive=True)
+        places.remove(join(config.out, f"removed/{name}"), recursive=True)
     for name in corpus.inputs:
         folder = text_folder(config, name)
         begun = places.read_bytes(join(folder, UNFINISHED))

@@ -100,7 +100,10 @@ class Chain:
         """The text as the rules leave it, and why it is removed; None if it is kept."""
         document = Document(text=text, id="")
         for rule, one in self._filters:
-            kept, why = get_filter_result(one.filter(document))
+            try:
+                kept, why = get_filter_result(one.filter(document))
+            except (ArithmeticError, LookupError, ValueError) as error:  # it counts what is none
+                kept, why = False, f"cannot judge it ({type(error).__name__})"
             if not kept:
                 return text, f"{rule}: {_spelled(why)}" if why else rule
         return document.text, None

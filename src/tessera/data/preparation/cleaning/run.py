@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import shutil
 import time
@@ -26,7 +28,6 @@ from tessera.data.preparation.executors.executor import (
     shared_folder,
 )
 from tessera.data.preparation.executors.local import Work
-from tessera.data.preparation.formats.discovery import UNFINISHED
 from tessera.data.preparation.notes import Notes
 from tessera.data.preparation.text_files import cut_into_parts, read_part
 from tessera.paths import absolute, join
@@ -51,6 +52,7 @@ def clean(config: CleanConfig) -> int:
     plan = plans.plan_of(corpus, config)
     fingerprint = fingerprint_of(plan)
     if plans.is_done(config, plan, fingerprint):
+        plans.tidy(config)
         print(f"{config.out} is up to date")
         return 0
     for source in corpus.inputs.values():
@@ -63,8 +65,7 @@ def clean(config: CleanConfig) -> int:
     summary = summarize(stage.folder, corpus.splits, evaluation_texts)
     content = json.dumps({**summary, "prepared_from": plan}, indent=2, ensure_ascii=False)
     places.write(join(config.out, plans.SUMMARY), content.encode())
-    for name in corpus.inputs:
-        places.remove(join(plans.text_folder(config, name), UNFINISHED))
+    plans.tidy(config)
     shutil.rmtree(stage.folder.path)
     with contextlib.suppress(OSError):  # of another plan
         stage.folder.path.parent.rmdir()
@@ -86,20 +87,29 @@ class _Stages:
         name: str,
         items: Sequence[Any],
         work: Work,
-        finished: Callable[[], set[int]],
-        weights: Sequence[int] | None = None,
+        finished: str | Callable[[], set[int]],
+        weights: Sequence[int],
     ) -> None:
-        """Do what is not done of a stage; weights are bytes of text, or each item counts one."""
+        """Do what is not done of a stage.
+
+        Args:
+            name: For the bar.
+            items: One for each task.
+            work: What to do with them.
+            finished: Under which name the stage leaves records, or what says which items are done.
+            weights: Bytes that each item reads.
+        """
+        if isinstance(finished, str):
+            finished = functools.partial(self.folder.finished, finished)
         plan = Plan(
             items=items,
             work=work,
             finished=finished,
             logs=self._logs / name,
-            weights=weights or [1] * len(items),
+            weights=weights,
             preload=("tessera.data.preparation.cleaning.stages",),
         )
-        scale = {"unit": "B", "unit_scale": True} if weights else {"unit": " tasks"}
-        with tqdm(total=sum(plan.weights), desc=name, mininterval=1, **scale) as bar:
+        with tqdm(total=sum(weights), unit="B", unit_scale=True, desc=name, mininterval=1) as bar:
             for done in run(plan, self._config):
                 bar.update(done)
 
@@ -113,9 +123,9 @@ def _run_stages(corpus: Corpus, config: CleanConfig, stage: _Stages) -> None:
         against_words=config.against_words if config.against else 0,
         duplicates=config.duplicates,
     )
-    stage.run("filtering", parts, filtering, lambda: folder.finished(stages.FILTERED), weights)
+    stage.run("filtering", parts, filtering, stages.FILTERED, weights)
     passed = [folder.record(stages.FILTERED, task.number)["passed"] for task in parts]
-    offsets = tuple(sum(passed[:number]) for number in range(len(passed)))
+    offsets = tuple(itertools.accumulate(passed, initial=0))[:-1]
     if config.duplicates.bands:
         _find_copies(config.duplicates.bands, sum(passed), offsets, stage)
     joins = {name: s.join for name, s in config.sources.items() if s.join is not None}
@@ -129,11 +139,12 @@ def _run_stages(corpus: Corpus, config: CleanConfig, stage: _Stages) -> None:
         shelves=shelves,
         joins=joins,
     )
-    stage.run("writing", parts, writing, lambda: folder.finished(stages.WRITTEN), weights)
+    stage.run("writing", parts, writing, stages.WRITTEN, weights)
     tasks = _join_tasks(corpus, config, shelves)
     if tasks:
         joining = stages.Joining(work=path, joins=joins)
-        stage.run("joining", tasks, joining, lambda: folder.finished(stages.JOINED))
+        each = [sum(weights) // len(tasks)] * len(tasks)
+        stage.run("joining", tasks, joining, stages.JOINED, each)
 
 
 def _find_copies(bands: int, documents: int, offsets: tuple[int, ...], stage: _Stages) -> None:
@@ -150,9 +161,11 @@ def _find_copies(bands: int, documents: int, offsets: tuple[int, ...], stage: _S
         return {place for place, done in enumerate(there) if done}
 
     matching = stages.Matching(work=path, offsets=offsets)
-    stage.run("matching", tasks, matching, matched)
+    keys_bytes = 8 * documents
+    each = [keys_bytes // pieces] * len(tasks)
+    stage.run("matching", tasks, matching, matched, each)
     clustering = stages.Clustering(work=path)
-    stage.run("clustering", [tasks], clustering, lambda: folder.finished(stages.CLUSTERED))
+    stage.run("clustering", [tasks], clustering, stages.CLUSTERED, [keys_bytes])
 
 
 def _join_tasks(corpus: Corpus, config: CleanConfig, shelves: dict[str, int]) -> list[JoinTask]:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tessera.data.preparation import places
 from tessera.data.preparation.places import File, PlaceError
-from tessera.paths import is_remote
+from tessera.paths import is_remote, join
 
 KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "jsonl"),
@@ -104,7 +104,10 @@ def discover(address: str, *, ignore_split_names: bool = False) -> Found:
         files = _remote(address, single)
     else:
         files, left_out = _local(address)
-    if any(PurePosixPath(file.name).name == UNFINISHED for file in files):
+    mark = join(places.root_of(address), UNFINISHED) if places.is_glob(address) else ""
+    if any(PurePosixPath(file.name).name == UNFINISHED for file in files) or (
+        mark and places.read_bytes(mark) is not None
+    ):
         raise PlaceError(
             f"{address} is not finished: start the same data_prep/clean.py again, which goes on "
             "from where it was"
