@@ -5,7 +5,7 @@ FLOOR := .venv-floor
 DEMO := runs/demo
 END := checkpoints/complete.yaml
 
-.PHONY: setup demo demo-anneal test test-all test-floor check clean
+.PHONY: setup demo demo-anneal test test-all test-floor check fuzz soak versions clean
 
 setup: $(VENV)/.installed
 
@@ -85,3 +85,20 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Random edits of every file a user may have; a minute unless told otherwise.
+#   make fuzz SECONDS=600 SEED=7        make fuzz SEED=7 ONLY=1234
+fuzz: setup
+	$(BIN)/python tests/faults/fuzz.py $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(SECONDS),--seconds $(SECONDS))
+
+# Runs that are ended, starved and damaged at random, beside one that is left alone.
+#   make soak MINUTES=60 SEED=7
+soak: setup
+	$(BIN)/python tests/faults/soak.py $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+# The versions that the image has: those installed here, on which the suite has just passed.
+versions: setup
+	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cu[0-9]*//' > .venv/here.txt
+	echo uv | $(BIN)/uv pip compile pyproject.toml - --universal --python-version 3.11 --quiet \
+		--constraint .venv/here.txt --no-header --no-annotate --output-file versions.txt

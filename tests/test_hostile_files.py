@@ -316,6 +316,15 @@ def test_a_flipped_bit_never_crashes(in_folder):
     assert refusals > 20, "the flips hit nothing that matters, so this proves nothing"
 
 
+def test_a_flipped_bit_of_a_weight_is_refused_by_its_record(in_folder):
+    path = reference.save(in_folder / "flip.pt")
+    wanted = reference.weights(reference.config_content())["decoder.bias"].numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(wanted) + 5] ^= 1
+    path.write_bytes(content)
+    refused(path, "another checksum", "/data/")
+
+
 def test_what_is_no_checkpoint_is_refused(in_folder):
     for name, content in {
         "empty.pt": b"",

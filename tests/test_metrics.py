@@ -141,6 +141,22 @@ def test_a_continued_file_has_each_step_once(tmp_path):
     ]
 
 
+def test_a_damaged_line_costs_itself_alone_and_what_is_lacking_is_said(tmp_path, capsys):
+    file = MetricsFile(tmp_path, after_step=0)
+    for step in range(1, 7):
+        file.write({"kind": "step", "step": step})
+    file.close()
+    lines = lines_of(tmp_path).splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"step"', b'"st\xffep')
+    (tmp_path / METRICS_FILE).write_bytes(b"".join(lines))
+    MetricsFile(tmp_path, after_step=5).close()
+    assert lines_of(tmp_path) == b"".join(lines[:5])
+    assert "no whole record of 1 of the 5 steps" in "".join(capsys.readouterr())
+    (tmp_path / METRICS_FILE).write_bytes(lines[0])
+    MetricsFile(tmp_path, after_step=5).close()
+    assert "no whole record of 4 of the 5 steps" in "".join(capsys.readouterr())
+
+
 def test_a_phase_begun_anew_does_not_keep_another_runs_lines(tmp_path):
     (tmp_path / METRICS_FILE).write_text('{"kind": "step", "step": 1}\n')
     MetricsFile(tmp_path, after_step=0).close()

@@ -250,7 +250,7 @@ def test_sizes_that_no_shard_has_are_refused(tmp_path, change, message):
         parse_index(json.dumps(index), "here")
 
 
-@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br"])
+@pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br", "snappy"])
 def test_a_shard_that_decompresses_without_end_is_stopped(tmp_path, compression):
     from streaming.base.compression import compress
 

@@ -143,7 +143,11 @@ def _extend(section: dict, path: Path, chain: tuple[Path, ...]) -> dict:
 
 def _bases(section: dict) -> list[str]:
     bases = section.get("extends") or []
-    return [bases] if isinstance(bases, str) else list(map(str, bases))
+    listed = bases if isinstance(bases, list) else [bases]
+    for base in listed:
+        if not isinstance(base, str):
+            raise ConfigError(f"extends: {str(base)[:60]!r} is not the name of a YAML file")
+    return listed
 
 
 def _find(section: Any, path: Path, names: Sequence[str]) -> Path | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +55,21 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def zip_damage(path: Path) -> str | None:
+    """What is wrong with a zip's bytes, a checkpoint's too, by its own checksums; None: nothing.
+
+    Neither PyTorch nor a memory map compares them: a flipped bit would be a weight.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+    except PermissionError:
+        return "may not be read (permissions)"
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return f"is cut short or not a checkpoint ({error})"
+    return f"is damaged: its record {torn} has another checksum" if torn else None
 
 
 def json_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, Any]]:

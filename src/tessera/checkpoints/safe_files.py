@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tessera.checkpoints.checkpoint import CheckpointError
-from tessera.files import JsonObject
+from tessera.files import JsonObject, zip_damage
 
 MOST_PICKLE_BYTES = 256 * 2**20
 MOST_TEXT_BYTES = 256 * 2**20
@@ -76,10 +76,14 @@ _ALLOWED = {
 """Everything a checkpoint may name. Shorter than PyTorch's own list on purpose."""
 
 
-def load_pickled_tensors(path: Path) -> Any:
+def load_pickled_tensors(path: Path, *, checked: bool = False) -> Any:
     """What `torch.save` wrote, if it is nothing but plain values and tensors.
 
     Tensors stay in the file until they are used (memory-mapped).
+
+    Args:
+        path: The file.
+        checked: Whether its checksums have been compared, which reads all of it.
 
     Raises:
         CheckpointError: the file is damaged, is no such file, or wants to call something that no
@@ -97,6 +101,8 @@ def load_pickled_tensors(path: Path) -> Any:
             + ". No checkpoint of weights needs that. Nothing of it was run; if you trust its "
             "author, ask for a safetensors file"
         )
+    if not checked and (problem := zip_damage(path)):
+        raise CheckpointError(f"{path}: {problem}; bring or copy it again")
     try:
         with torch.serialization.safe_globals(_TRUSTED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -127,9 +127,10 @@ def _model(config: ModelConfig) -> str:
 
 def _saved(config: RunConfig) -> "Saved | None":
     """What the phase would resume from; nothing is renamed here, as training would."""
-    from tessera.training.run_folder import checkpoints, damage
+    from tessera.files import zip_damage
+    from tessera.training.run_folder import checkpoints
 
-    whole = (p for p in reversed(checkpoints(config.folder).values()) if not damage(p))
+    whole = (p for p in reversed(checkpoints(config.folder).values()) if not zip_damage(p))
     path = None if config.is_cached else next(whole, None)
     if path is None and config.remote is not None and has_begun(config):
         from tessera.checkpoints.reader import locate

@@ -35,6 +35,9 @@ NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 ROLES = (*NEEDED_ROLES, "unk_token", "bos_token", "eos_token")
 _KEPT_SETTINGS = ("padding_side", "truncation_side", "added_tokens_decoder")
 _HUB_PATIENCE_SECONDS = 5.0
+_MOST_UNUSED_IDS = 2**16
+"""Some vocabularies leave ids out; one that leaves out more than this, and more than it has, is not
+meant so."""
 _said: set[str] = set()
 """Doubts that this process has logged."""
 
@@ -207,6 +210,13 @@ def tokenizer_of(files: dict[str, str], name: str) -> Tokenizer:
             "add them with `add_special_tokens` of transformers and save it, or train one with "
             "data_prep/train_tokenizer.py"
         )
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1
+    if size > 2 * len(vocabulary) + _MOST_UNUSED_IDS:
+        raise ValueError(
+            f"tokenizer {name} has {len(vocabulary):,} tokens, but ids up to {size - 1:,}, for "
+            "each of which a model would have a row; its tokenizer.json is damaged: save it again"
+        )
     added = backend.get_added_tokens_decoder()
     needed = {ids[role] for role in NEEDED_ROLES}
     return Tokenizer(
@@ -217,7 +227,7 @@ def tokenizer_of(files: dict[str, str], name: str) -> Tokenizer:
         mask_id=ids["mask_token"],
         role_ids={role.removesuffix("_token"): number for role, number in ids.items()},
         special_ids=np.array(sorted(needed | {n for n, t in added.items() if t.special}), np.int64),
-        size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        size=size,
         fingerprint=_fingerprint(backend, ids),
         files=files,
         backend=backend,
@@ -277,20 +287,21 @@ def _read_files(name: str) -> dict[str, str]:
         if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
             raise ValueError(f"tokenizer {name}: no such folder; train one, or correct the path")
         return _files_from_transformers(name, name)
-    files = {
-        file: (folder / file).read_text() for file in TOKENIZER_FILES if (folder / file).is_file()
-    }
+    files = _texts(folder)
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
     return files if "tokenizer.json" in files else _files_from_transformers(str(folder), name)
 
 
 def _texts(folder: Path) -> dict[str, str]:
-    return {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in TOKENIZER_FILES
-        if (folder / name).is_file()
-    }
+    found = {}
+    for path in (folder / name for name in TOKENIZER_FILES):
+        if path.is_file():
+            try:
+                found[path.name] = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is damaged: {error}; save the tokenizer again") from error
+    return found
 
 
 def _files_from_transformers(place: str, name: str) -> dict[str, str]:
@@ -302,7 +313,7 @@ def _files_from_transformers(place: str, name: str) -> dict[str, str]:
     silent = None if Path(place).is_dir() else _hub_silence()
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(
-            place, use_fast=True, local_files_only=silent is not None
+            place, use_fast=True, local_files_only=silent is not None, trust_remote_code=False
         )
     except Exception as error:  # transformers raises whatever the Hub or a parser raised
         if silent is not None:

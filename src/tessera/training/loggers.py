@@ -75,8 +75,14 @@ class MetricsFile:
             after_step: the step of the checkpoint that training continues from, 0 for none.
         """
         self._path = path = folder / METRICS_FILE
+        end, lacking = _kept(path, after_step) if path.exists() else (0, after_step)
+        if lacking:
+            warn(
+                f"{path} has no whole record of {lacking} of the {after_step} steps before this "
+                "start; they are not made again, and the report will lack them"
+            )
         if path.exists():
-            os.truncate(path, _end_of(path, after_step))
+            os.truncate(path, end)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write(self, record: Record) -> None:
@@ -115,19 +121,31 @@ class MetricsFile:
         os.close(self._file)
 
 
-def _end_of(path: Path, step: int) -> int:
-    """The length in bytes of the records up to and including a step."""
-    end = 0
+def _kept(path: Path, step: int) -> tuple[int, int]:
+    """What stays of a file when training continues after a step.
+
+    A damaged line among others stays, for whoever can mend it; what a killed run left at the end
+    goes.
+
+    Returns:
+        The length in bytes up to the last whole record that is no later; how many of the steps up
+        to there have no record.
+    """
+    end = at = 0
+    steps = set()
     with path.open("rb") as file:
         for line in file:
+            at += len(line)
             try:
-                beyond = json.loads(line)["step"] > step
-            except (ValueError, KeyError, TypeError):
-                beyond = True
-            if beyond or not line.endswith(b"\n"):
-                break
-            end += len(line)
-    return end
+                record = json.loads(line)
+                earlier = line.endswith(b"\n") and record["step"] <= step
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if earlier:
+                end = at
+                if record.get("kind") == "step":
+                    steps.add(record["step"])
+    return end, step - len(steps)
 
 
 class Logger:

@@ -20,7 +20,7 @@ from tessera.config import to_plain, with_defaults
 from tessera.data.config import row_ranges
 from tessera.data.pipeline.continuation import examine_changes
 from tessera.data.pipeline.state import LoaderState
-from tessera.files import JsonObject
+from tessera.files import JsonObject, zip_damage
 from tessera.optim.optimizers import settings
 from tessera.quantities import Duration
 from tessera.tokenizer import load_tokenizer
@@ -64,7 +64,7 @@ def newest(folder: Path, say: Callable[[str], None]) -> Saved | None:
     found = run_folder.checkpoints(folder)
     damaged: list[Path] = []
     for path in reversed(found.values()):
-        problem = run_folder.damage(path)
+        problem = zip_damage(path)
         if problem is None:
             try:
                 whole = read(path)
@@ -97,7 +97,7 @@ def read(path: Path) -> Saved:
     Raises:
         ValueError: it is not one, or is damaged.
     """
-    contents = load_pickled_tensors(path)
+    contents = load_pickled_tensors(path, checked=True)  # by `newest`, once for all ranks
     try:
         state = contents["state"]
         record = read_record(path, state)

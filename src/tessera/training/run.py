@@ -187,6 +187,7 @@ def hold(config: RunConfig) -> Held:
     try:
         remote = open_remote(config, warn)
         run_folder.clear_unfinished(folder, distributed.began())
+        run_folder.pinned(folder)  # a damaged list is said now, not at the first checkpoint
         return Held(lock, newest(folder, warn), remote, findings.origin)
     except BaseException:
         if remote is not None:

@@ -132,18 +132,6 @@ def note_end(folder: Path, how: str, step: int) -> None:
         write_whole(folder / "ended.json", as_json(content).encode())
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, by its own checksums; None if nothing is."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()
-    except PermissionError:
-        return "may not be read (permissions)"
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return f"is cut short or not a checkpoint ({error})"
-    return f"is damaged: its record {torn} has another checksum" if torn else None
-
-
 def point_latest(path: Path) -> None:
     """Make `latest`, beside a checkpoint, mean it: the old link or the new one, never none."""
     link = path.parent / "latest"
@@ -156,9 +144,21 @@ def point_latest(path: Path) -> None:
 
 
 def pinned(folder: Path) -> set[int]:
-    """Steps whose checkpoints are never deleted."""
+    """Steps whose checkpoints are never deleted.
+
+    Raises:
+        ValueError: the list is damaged.
+    """
     path = folder / "checkpoints" / "pinned.json"
-    return set(json.loads(path.read_text())) if path.is_file() else set()
+    if not path.is_file():
+        return set()
+    try:
+        return {int(step) for step in json.loads(path.read_bytes())}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): write the steps of the checkpoints that are never to be "
+            "deleted into it, such as [1000, 2000], or delete it"
+        ) from error
 
 
 def pin(folder: Path, step: int) -> None:

@@ -170,6 +170,11 @@ class _named:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Interrupted):
             return
+        if isinstance(error, MemoryError):
+            raise ValueError(
+                f"{self._address}: one of its records is, or claims to be, larger than the memory; "
+                "replace it if it is damaged, or cut the record"
+            ) from error
         if isinstance(error, OSError):
             raise ValueError(
                 f"{self._address}: cannot be read, and may be cut short ({error}); replace it"

@@ -65,7 +65,8 @@ class ShardCache:
                 process.
 
         Raises:
-            ValueError: the limit cannot hold enough shards to work with.
+            ValueError: the limit cannot hold enough shards to work with, or a link in the folder
+                leads out of it.
         """
         self.folder = folder
         self._source, self._shards = source, shards
@@ -74,6 +75,13 @@ class ShardCache:
         self._remote = Remote(source, remote, folder, attempts=attempts)
         self._prefetcher: Prefetcher | None = None
         self._warned = False
+        for parent in {os.path.dirname(shard.raw.basename) for shard in shards}:
+            place = Path(os.path.realpath(folder / parent))
+            if not place.is_relative_to(os.path.realpath(folder)):
+                raise ValueError(
+                    f"source '{source}': {folder / parent} is a link that leads out of the cache, "
+                    f"to {place}; remove it, or set `local` to a new folder"
+                )
         largest = max((_bytes_to_fetch(shard) for shard in shards), default=0)
         if limit_bytes is not None and limit_bytes < 4 * largest:
             raise ValueError(

@@ -24,24 +24,30 @@ def decompress_file(compressed: Path, raw: Path, compression: str, raw_bytes: in
     algorithm = compression.partition(":")[0]
     written = 0
     with unfinished.open("wb") as out:
-        for chunk in _chunks(compressed, algorithm, compression):
+        for chunk in _chunks(compressed, algorithm, compression, raw_bytes):
             written += len(chunk)
             if written > raw_bytes:
-                raise ValueError(
-                    f"{compressed.name} decompresses to more than the {raw_bytes} bytes that the "
-                    "index promises"
-                )
+                raise _too_large(compressed, raw_bytes)
             out.write(chunk)
     os.replace(unfinished, raw)
 
 
-def _chunks(compressed: Path, algorithm: str, compression: str) -> Iterator[bytes]:
+def _too_large(compressed: Path, raw_bytes: int) -> ValueError:
+    return ValueError(
+        f"{compressed.name} decompresses to more than the {raw_bytes} bytes that the index promises"
+    )
+
+
+def _chunks(compressed: Path, algorithm: str, compression: str, raw_bytes: int) -> Iterator[bytes]:
     import pyarrow
 
-    if algorithm not in _CODECS:  # snappy's whole size is in its first bytes, and is small
+    if algorithm not in _CODECS:  # snappy, which is decompressed in one go
         from streaming.base.compression import decompress
 
-        yield decompress(compression, compressed.read_bytes())
+        content = compressed.read_bytes()
+        if _snappy_bytes(content) > raw_bytes:
+            raise _too_large(compressed, raw_bytes)
+        yield decompress(compression, content)
         return
     try:
         with (
@@ -54,3 +60,16 @@ def _chunks(compressed: Path, algorithm: str, compression: str) -> Iterator[byte
         raise ValueError(f"{compressed.name} is no {algorithm} file, or is damaged: {error}") from (
             error
         )
+
+
+def _snappy_bytes(content: bytes) -> int:
+    """How large a snappy block says it is: seven bits a byte, the lowest first.
+
+    https://github.com/google/snappy/blob/main/format_description.txt
+    """
+    size = 0
+    for number, byte in enumerate(content[:5]):
+        size |= (byte & 127) << 7 * number
+        if byte < 128:
+            break
+    return size

@@ -304,11 +304,19 @@ class MdsDocuments:
         if not path.is_file():
             return {}
         try:
-            return dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError) as error:
+            summary = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"source '{self.name}': {path} is damaged ({error}); prepare or copy it again"
             ) from error
+        listed = sum(shard.samples for shard in self._index.shards)
+        if summary.get("documents", listed) != listed:
+            raise ValueError(
+                f"source '{self.name}': {path} counts {summary['documents']} documents, the "
+                f"{INDEX} beside it {listed}: one of them is damaged, or of other shards; prepare "
+                "or copy both again"
+            )
+        return summary
 
 
 def open_documents(

@@ -200,7 +200,7 @@ def is_lines_of_json(address: str, reading: Reading) -> bool:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -216,7 +216,7 @@ def _json_lines(lines: Iterator[tuple[Any, bytes]], reading: Reading) -> Iterato
             raise ValueError(not_in_encoding(reading, where, line[error.start])) from error
         try:
             yield f"@{place}", json.loads(text.removeprefix("\ufeff") if place == 0 else text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"no JSON in the line at {place} ({error}); mend or remove it"
             ) from error
@@ -255,25 +255,31 @@ def _json_values(text: str, rest: Any) -> Iterator[Record]:
     decoder = json.JSONDecoder()
     number = position = 0
     block = _BLOCK
-    opened = False
+    opened = parted = False
     while True:
         while position < len(text) and text[position] in " \t\r\n,\ufeff":
+            parted |= text[position] == ","
             position += 1
         if not opened and text.startswith("[", position):
             opened, position = True, position + 1
             continue
         if opened and text.startswith("]", position):
+            _refuse_more(text[position + 1 :], rest, number)
             return
         more = None
         if position < len(text):
+            if opened and number and not parted:
+                raise ValueError(f"no comma before record {number}; mend or remove it")
             try:
                 value, position = decoder.raw_decode(text, position)
+            except RecursionError as error:
+                raise ValueError(f"record {number} is nested too deep ({error})") from error
             except ValueError as error:
                 more = error
             else:
                 yield f"#{number}", value
                 number += 1
-                block = _BLOCK
+                block, parted = _BLOCK, False
                 continue
         read = rest.read(block)
         if not read:
@@ -283,6 +289,16 @@ def _json_values(text: str, rest: Any) -> Iterator[Record]:
             return
         text, position = text[position:] + read, 0
         block *= 2  # a long record is tried again a few times only
+
+
+def _refuse_more(text: str, rest: Any, number: int) -> None:
+    """Refuse what stands after the end of an array: it would be left out without a word."""
+    while not text.strip():
+        if not (text := rest.read(_BLOCK)):
+            return
+    raise ValueError(
+        f"{text.strip()[:20]!r} stands after the array of {number} records; mend or remove it"
+    )
 
 
 # ---- columns of Arrow
@@ -300,13 +316,18 @@ def _parquet_records(
     row = sum(file.metadata.row_group(group).num_rows for group in range(start))
     wanted = _columns_wanted(file.schema_arrow.names, reading)
     for group in groups:
-        about = file.metadata.row_group(group)
+        about, found = file.metadata.row_group(group), 0
         row_bytes = max(1, about.total_byte_size // max(1, about.num_rows))
         at_once = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // row_bytes))
         for batch in file.iter_batches(at_once, row_groups=[group], columns=wanted):
             for values in batch.to_pylist():
                 yield f"#{row}", values
                 row += 1
+                found += 1
+        if found != about.num_rows:
+            raise ValueError(
+                f"row group {group} has {found} rows, the file's footer says {about.num_rows}"
+            )
 
 
 def _arrow_records(address: str) -> Iterator[Record]:
@@ -322,6 +343,7 @@ def _arrow_records(address: str) -> Iterator[Record]:
         else:
             batches = iter(pyarrow.ipc.open_stream(file))
         for batch in batches:
+            batch.validate(full=True)  # offsets that lead out of a buffer would end the process
             for values in batch.to_pylist():
                 yield f"#{row}", values
                 row += 1
