@@ -12,8 +12,9 @@ import tiny_run
 from tessera.cli.main import main
 from tessera.config import ConfigError, load
 from tessera.data.preparation.formats.records import Reading, records
+from tessera.data.preparation.inputs import parse_inputs
 from tessera.data.preparation.notes import Notes
-from tessera.data.preparation.text_files import cut_into_parts, parse_inputs, read_part
+from tessera.data.preparation.text_files import cut_into_parts, read_part
 from tessera.data.sources.mds import MdsDocuments
 from tessera.tokenizer import load_tokenizer
 from tessera.training import run_folder

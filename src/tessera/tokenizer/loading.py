@@ -35,7 +35,7 @@ NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 ROLES = (*NEEDED_ROLES, "unk_token", "bos_token", "eos_token")
 _KEPT_SETTINGS = ("padding_side", "truncation_side", "added_tokens_decoder")
 _HUB_PATIENCE_SECONDS = 5.0
-_MOST_UNUSED_IDS = 2**16
+_MOST_UNUSED_IDS = 2**20
 """Some vocabularies leave ids out; one that leaves out more than this, and more than it has, is not
 meant so."""
 _said: set[str] = set()
