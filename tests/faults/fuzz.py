@@ -26,7 +26,8 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from faults import forks  # noqa: E402
-from faults.subjects import DEAR, SUBJECTS, prepare  # noqa: E402
+from faults.start import prepare  # noqa: E402
+from faults.subjects import DEAR, SUBJECTS  # noqa: E402
 
 DEAR_ONES = 15
 """One case in so many is of a dear subject."""
