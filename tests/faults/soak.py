@@ -63,6 +63,8 @@ class Soak:
     dice: random.Random
     store: S3
     worlds: tuple[int, ...] = (1, 2)
+    starts: int = STARTS
+    run: dict = field(default_factory=lambda: dict(RUN))
     tried: Counter = field(default_factory=Counter)
     survived: Counter = field(default_factory=Counter)
     lines: int = 0
@@ -75,7 +77,7 @@ class Soak:
         """The run that nobody disturbs."""
         folder = self.scratch / "alone"
         yaml_path = tiny_run.write_yaml(
-            self.scratch / "alone.yaml", tiny_run.settings(self.corpus, folder, **RUN)
+            self.scratch / "alone.yaml", tiny_run.settings(self.corpus, folder, **self.run)
         )
         output, status = _finish(tiny_run.start(yaml_path))
         assert status == 0, output
@@ -88,7 +90,7 @@ class Soak:
         name = f"run{self.runs}"
         place = f"s3://{BUCKET}/{name}" if kind == "store" else str(self.scratch / name)
         folder = _folder_of(place)
-        changes = {**RUN, "checkpoints__lease_seconds": 4}
+        changes = {**self.run, "checkpoints__lease_seconds": 4}
         plain = tiny_run.settings(self.corpus, place, **changes)
         yaml_path = tiny_run.write_yaml(self.scratch / f"{name}.yaml", plain)
         worlds: set[int] = set()
@@ -96,7 +98,7 @@ class Soak:
         with ExitStack() as closing:
             if kind == "small disk":
                 closing.enter_context(_small_disk(folder))
-            for number in range(self.dice.randint(2, STARTS)):
+            for number in range(self.dice.randint(min(2, self.starts), self.starts)):
                 if time.monotonic() > until and number:
                     break
                 done += self._one_start(yaml_path, folder, kind, worlds)
@@ -268,6 +270,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--worlds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--starts", type=int, default=STARTS, help="of a run, at most")
+    parser.add_argument("--duration", default=RUN["duration"], help="of a run")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     os.environ |= {
@@ -283,7 +287,9 @@ def main() -> int:
         store.client().create_bucket(Bucket=BUCKET)
         corpus = tiny_run.make_corpus(Path(scratch) / "corpus", documents=60)
         dice = random.Random(options.seed)
-        soak = Soak(Path(scratch), corpus, dice, store, tuple(options.worlds))
+        settings = {**RUN, "duration": options.duration}
+        worlds = tuple(options.worlds)
+        soak = Soak(Path(scratch), corpus, dice, store, worlds, options.starts, settings)
         soak.leave_alone()
         end = time.monotonic() + 60 * options.minutes
         while time.monotonic() < end:
