@@ -29,6 +29,7 @@ def test_files_edited_at_random_are_read_as_before_or_refused():
     assert "together" in printed
 
 
+@pytest.mark.slow
 def test_a_run_disturbed_at_random_is_the_run_that_was_left_alone():
     short = ["--minutes", "0.1", "--worlds", "1", "--starts", "1", "--duration", "22_000tok"]
     status, printed = run("soak.py", "--seed", "3", *short)
