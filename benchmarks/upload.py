@@ -1,11 +1,14 @@
 """What a run folder in an object store costs the steps of a training.
 
-    python benchmarks/upload.py [--steps 60] [--every 6] [--out results/upload.json]
+    python benchmarks/upload.py [--server sink|moto] [--rounds 3] [--out results/upload.json]
 
-The same run three times: without checkpoints, saving them to the local disk, and saving them to an
-S3 server in a process of its own on this machine. A checkpoint is due every `--every` steps. The
-time of a step does not contain the time of saving; what uploading costs is how much slower the
-steps are while one is under way, on a machine whose cores it shares with the server.
+The same run without checkpoints, saving them to the local disk, and saving them to an S3 server in
+a process of its own on this machine; in turns, `--rounds` times. A checkpoint is due every
+`--every` steps. The time of a step does not contain the time of saving; what uploading costs is how
+much slower the steps are that are made meanwhile.
+
+`sink` is a server that reads and forgets (`s3_sink.py`): what is seen is the uploading process.
+`moto` stores and hashes in Python, on the same cores: what is seen is mostly that server.
 """
 
 import argparse
@@ -16,9 +19,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hardware
 
@@ -38,18 +40,22 @@ MODEL = {
 
 
 def main() -> int:
-    """Run the three, print a table, write the numbers."""
+    """Run the three in turns, print a table, write the numbers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--server", choices=("sink", "moto"), default="sink")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=6, help="steps between checkpoints (6)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    every = options.every
+    runs: dict[str, list[Run]] = {"no checkpoints": [], "local disk": [], "object store": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = tiny_run.make_corpus(folder / "corpus", documents=600)
-        server, endpoint = start_server()
+        server, endpoint = start_server(options.server)
         os.environ.update(
             S3_ENDPOINT_URL=endpoint,
             AWS_ACCESS_KEY_ID="benchmark",
@@ -59,33 +65,67 @@ def main() -> int:
         )
         try:
             make_bucket(endpoint)
-            measured = {
-                "no checkpoints": measure(corpus, folder / "none", options.steps, None),
-                "local disk": measure(corpus, folder / "local", options.steps, options.every),
-                "object store": measure(corpus, f"s3://{BUCKET}/run", options.steps, options.every),
-            }
+            for n in range(options.rounds):
+                places = (folder / f"none{n}", folder / f"local{n}", f"s3://{BUCKET}/run{n}")
+                for (variant, done), place in zip(runs.items(), places, strict=True):
+                    due = None if variant == "no checkpoints" else every
+                    done.append(measure(corpus, place, options.steps, due, server.pid))
         finally:
             server.kill()
             server.wait()
-    print(f"{'run folder':<16} {'median step':>12} {'90 %':>8} {'slowest':>8} {'whole run':>10}")
-    for variant, found in measured.items():
-        print(
-            f"{variant:<16} {found['median_seconds']:>10.3f} s {found['p90_seconds']:>6.3f} s "
-            f"{found['slowest_seconds']:>6.3f} s {found['run_seconds']:>8.1f} s"
-        )
-    remote = measured["object store"]
+    found = {variant: summary(done) for variant, done in runs.items()}
+    print(f"{'run folder':<16} {'mean step':>10} {'median':>8} {'90 %':>8} {'slowest':>8}")
+    for variant, numbers in found.items():
+        keys = ("mean", "median", "p90", "slowest")
+        times = " ".join(f"{numbers[f'{key}_seconds']:>6.3f} s" for key in keys)
+        print(f"{variant:<16}   {times}")
+    remote = found["object store"]
     print(
-        f"checkpoint {remote['checkpoint_mb']:.0f} MB; the uploading process: at most "
-        f"{remote['uploader_mb']:.0f} MB of memory, {remote['uploader_cpu_seconds']:.1f} s of CPU"
+        f"checkpoint {remote['checkpoint_mb']:.0f} MB, {remote['uploads']} uploaded; for each, CPU "
+        f"seconds of the uploading process {remote['uploader_cpu_seconds_each']:.2f}, of the "
+        f"server {remote['server_cpu_seconds_each']:.2f}; at most {remote['uploader_mb']:.0f} MB "
+        "of memory in the uploading process"
     )
     if options.out is not None:
-        result = {"hardware": hardware.named(), "steps": options.steps, "every": options.every}
-        options.out.write_text(json.dumps({**result, "runs": measured}, indent=2) + "\n")
+        asked = {name: getattr(options, name) for name in ("server", "steps", "every", "rounds")}
+        result = {"hardware": hardware.named(), **asked, "runs": found}
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 
 
-def measure(corpus: Path, place: "Path | str", steps: int, every: int | None) -> dict[str, Any]:
-    """One run; the times of its steps, and what its uploading process took."""
+@dataclass
+class Run:
+    """What was seen of one run."""
+
+    times: list[float]
+    checkpoint_mb: float
+    uploads: int
+    uploader_mb: float
+    uploader_cpu_seconds: float
+    server_cpu_seconds: float
+
+
+def summary(runs: "list[Run]") -> dict[str, float]:
+    """Of all rounds of one variant together."""
+    times = sorted(time for run in runs for time in run.times)
+    uploads = sum(run.uploads for run in runs)
+    return {
+        "mean_seconds": statistics.fmean(times),
+        "median_seconds": statistics.median(times),
+        "p90_seconds": times[int(len(times) * 0.9)],
+        "slowest_seconds": times[-1],
+        "checkpoint_mb": runs[0].checkpoint_mb,
+        "uploads": uploads,
+        "uploader_mb": max(run.uploader_mb for run in runs),
+        "uploader_cpu_seconds_each": sum(r.uploader_cpu_seconds for r in runs) / max(1, uploads),
+        "server_cpu_seconds_each": sum(r.server_cpu_seconds for r in runs) / max(1, uploads),
+    }
+
+
+def measure(corpus: Path, place: "Path | str", steps: int, every: int | None, server: int) -> Run:
+    """One run; the times of its steps, and what its uploading process and the server took."""
+    import psutil
+
     plain = tiny_run.settings(
         corpus,
         place,
@@ -96,33 +136,29 @@ def measure(corpus: Path, place: "Path | str", steps: int, every: int | None) ->
         batch__rows=2,
         batch__microbatch_rows=2,
         checkpoints__interval=f"{every}ba" if every else None,
-        checkpoints__keep=2,
+        checkpoints__keep="all",
         evaluation__at_end=False,
         compute__threads=1,
     )
-    path = tiny_run.write_yaml(corpus / "run.yaml", plain)
-    process = tiny_run.start(path)
+    before = sum(psutil.Process(server).cpu_times()[:2])
+    process = tiny_run.start(tiny_run.write_yaml(corpus / "run.yaml", plain))
     watch = Watch(process.pid)
-    begin = time.perf_counter()
     said, _ = process.communicate()
-    seconds = time.perf_counter() - begin
     watch.stop()
     assert process.returncode == 0, said
     from tessera.config import decode
     from tessera.training.config import RunConfig
 
     folder = decode(RunConfig, plain, "benchmark").folder
-    times = sorted(record["step_seconds"] for record in tiny_run.metrics(folder)[5:])
     size = next((folder / "checkpoints").glob("step*.pt")).stat().st_size
-    return {
-        "median_seconds": statistics.median(times),
-        "p90_seconds": times[int(len(times) * 0.9)],
-        "slowest_seconds": times[-1],
-        "run_seconds": seconds,
-        "checkpoint_mb": size / 1e6,
-        "uploader_mb": watch.peak_mb,
-        "uploader_cpu_seconds": watch.cpu_seconds,
-    }
+    return Run(
+        times=[record["step_seconds"] for record in tiny_run.metrics(folder)[5:]],
+        checkpoint_mb=size / 1e6,
+        uploads=steps // every if every is not None and isinstance(place, str) else 0,
+        uploader_mb=watch.peak_mb,
+        uploader_cpu_seconds=watch.cpu_seconds,
+        server_cpu_seconds=sum(psutil.Process(server).cpu_times()[:2]) - before,
+    )
 
 
 class Watch:
@@ -152,18 +188,16 @@ class Watch:
                 continue
 
 
-def start_server() -> tuple[subprocess.Popen, str]:
-    """Moto's S3 server, in a process of its own."""
-    script = (
+def start_server(kind: str) -> tuple[subprocess.Popen, str]:
+    """An S3 server in a process of its own, and its address."""
+    moto = (
         "import time; from moto.server import ThreadedMotoServer\n"
         "server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)\n"
         "server.start(); print(*server.get_host_and_port(), flush=True); time.sleep(1e6)"
     )
+    what = ["-c", moto] if kind == "moto" else [str(Path(__file__).with_name("s3_sink.py"))]
     server = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        [sys.executable, *what], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert server.stdout is not None
     for line in server.stdout:

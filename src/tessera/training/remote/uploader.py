@@ -38,6 +38,8 @@ SMALL_BYTES = 16 * 2**20
 """Records up to this size go up between checkpoints; larger ones with checkpoints alone."""
 LOCAL_COPIES = 2
 """Of the checkpoints that are up, a cache keeps so many."""
+NICE = 10
+"""Of one core that a step wants too, a tenth; at 19 uploads stand still on a busy machine."""
 _WARN_SECONDS = 60.0
 _FLUSH_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 15.0
@@ -139,6 +141,9 @@ class Uploader:
 
     def bring(self) -> None:
         """Bring up what is waiting, the newest first; for ever."""
+        # Steps come first. On Linux this is the priority of this thread and of those that it
+        # starts, which send the parts; the thread that keeps the lease is not to wait for anybody.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         pause, records_at = 0.5, time.monotonic() + RECORD_SECONDS
         while not self.lost:
             with self._changed:
@@ -340,7 +345,6 @@ def main() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    os.nice(5)  # steps come first
     uploader: Uploader | None = None
     for line in sys.stdin:
         order = json.loads(line)
