@@ -1,9 +1,23 @@
 """Fixtures that several files use."""
 
 import pytest
+import tiny_run
 from reference.s3 import BUCKET, S3, serve
 
 from tessera.training.remote import restore
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    """A test that fails leaves no training behind that would slow the others."""
+    yield
+    for process in tiny_run.STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    tiny_run.STARTED.clear()
 
 
 @pytest.fixture

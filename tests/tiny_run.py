@@ -14,6 +14,8 @@ from tessera.data.preparation.mds_writer import write_shards
 from tessera.tokenizer import load_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
+STARTED: list[subprocess.Popen] = []
+"""Processes of the present test; what is left of them is killed when it ends."""
 WORDS = 250
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
@@ -121,17 +123,23 @@ def start(
     script: Path = REPOSITORY / "main.py",
 ) -> subprocess.Popen:
     """`python main.py`, or under Composer's launcher if a number of ranks is given."""
-    command = [sys.executable]
-    if ranks is not None:
-        command += ["-m", "composer.cli.launcher", "-n", str(ranks)]
-    return subprocess.Popen(
-        [*command, str(script), str(yaml_path), *overrides],
+    launcher = [] if ranks is None else ["-n", str(ranks)]
+    return launch(launcher, str(script), str(yaml_path), *overrides, cwd=yaml_path.parent)
+
+
+def launch(launcher: list[str], *arguments: str, cwd: Path, **variables: str) -> subprocess.Popen:
+    """A script and its arguments, under Composer's launcher if that is given any of its own."""
+    command = [sys.executable, *(["-m", "composer.cli.launcher", *launcher] if launcher else [])]
+    process = subprocess.Popen(
+        [*command, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(),
-        cwd=yaml_path.parent,
+        env={**environment(), **variables},
+        cwd=cwd,
     )
+    STARTED.append(process)
+    return process
 
 
 def metrics(run_folder: Path, kind: str = "step") -> list[dict]:
