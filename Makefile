@@ -5,7 +5,7 @@ FLOOR := .venv-floor
 DEMO := runs/demo
 END := checkpoints/complete.yaml
 
-.PHONY: setup demo demo-anneal test test-all test-floor check fuzz soak versions clean
+.PHONY: setup demo demo-anneal demo-eval test test-all test-floor check fuzz soak versions clean
 
 setup: $(VENV)/.installed
 
@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,data]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,data,eval]'
 	touch $@
 
 # The floor: what plain pip resolves to, without any override.
@@ -68,6 +68,18 @@ demo-anneal: demo
 	$(BIN)/tessera export runs/demo/anneal --out runs/demo/annealed-model
 	@echo 'before annealing (phase 2), annealed on science, annealed on the general mixture (phase 3)'
 	$(BIN)/tessera evaluate runs/demo/phase2 runs/demo/anneal runs/demo/phase3 --config yamls/demo/anneal.yaml
+
+# What the demo's model is good for, against the same shape with random weights; and the phases.
+demo-eval: demo
+	$(BIN)/python data_prep/harvest_tasks.py
+	$(BIN)/tessera evaluate phase1=$(DEMO)/phase1 phase2=$(DEMO)/phase2 phase3=$(DEMO)/phase3 \
+		--suite mlm tasks.masked-lm.max_tokens=20_000 tasks.masked-lm.short=128 \
+		tasks.masked-lm.pseudo_perplexity_tokens=512 --config yamls/demo/phase3.yaml \
+		--out $(DEMO)/results --workers 2
+	$(BIN)/tessera evaluate pretrained=$(DEMO)/phase3 untrained=random:$(DEMO)/phase3 \
+		--suite demo --out $(DEMO)/results --workers 2
+	$(BIN)/tessera evaluate pretrained=$(DEMO)/phase3 --suite efficiency \
+		tasks.speed.documents=32 tasks.speed.long=1024 tasks.speed.runs=3 --out $(DEMO)/results
 
 clean:
 	rm -rf data/demo runs/demo

@@ -101,11 +101,13 @@ def test_a_good_yaml_is_checked_without_anything_heavy(yaml_path, tmp_path):
         ["release", "nowhere", "--out", "x"],
         ["report", "nowhere"],
         ["evaluate", "nowhere", "--fill", "a [MASK]"],
+        ["evaluate", "nowhere", "--suite", "mlm"],
+        ["finetune", "nowhere", "--task", "nowhere.yaml/task"],
         ["import", "nowhere.pt", "--out", "y.pt"],
         ["batches", "nowhere.yaml"],
         ["check", "nowhere.yaml"],
     ],
-    ids=lambda arguments: arguments[0],
+    ids=lambda arguments: " ".join(arguments[:3]),
 )
 def test_what_is_not_there_is_said_before_anything_heavy(tmp_path, arguments):
     status, printed, imported = tessera(*arguments, cwd=tmp_path)

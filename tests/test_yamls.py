@@ -7,13 +7,16 @@ import torch
 
 from tessera.cli.check import parameters
 from tessera.config import load
+from tessera.evaluation.suites import SuiteConfig, load_suite
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.training.config import RunConfig
 
 YAMLS = Path(__file__).parent.parent / "yamls"
 PHASES = sorted(
-    p for p in YAMLS.rglob("*.yaml") if p.parent.name not in {"models", "data", "cluster"}
+    p
+    for p in YAMLS.rglob("*.yaml")
+    if p.relative_to(YAMLS).parts[0] not in {"models", "data", "cluster", "evaluation"}
 )
 NAMES = [str(path.relative_to(YAMLS)) for path in PHASES]
 
@@ -109,3 +112,26 @@ def test_phases_are_chained_from_the_one_before():
 @pytest.mark.parametrize("path", sorted((YAMLS / "models").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_model_file_stands_alone(path):
     assert load(ModelConfig, path).vocab_size % 64 == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted((YAMLS / "evaluation").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_a_suite_that_we_ship_is_valid(path):
+    assert load_suite(path.stem) == load(SuiteConfig, path)
+
+
+def test_glue_is_asked_as_published():
+    tasks = load_suite("glue").tasks
+    assert set(tasks) == {"mnli", "qqp", "qnli", "sst2", "cola", "mrpc", "rte", "stsb"}
+    assert {name for name, task in tasks.items() if task.start == "mnli"} == {"mrpc", "rte", "stsb"}
+    for task in tasks.values():
+        training = task.training
+        assert (training.batch, task.max_tokens) == (64, 256)
+        assert training.lr == [1e-5, 3e-5, 5e-5, 8e-5]
+        assert sorted(training.weight_decay) == [1e-6, 5e-6, 8e-6, 1e-5]
+        assert (training.betas, training.eps, training.warmup) == ((0.9, 0.98), 1e-6, 0.1)
+        assert max(training.epochs) <= 10
+    metrics = {name: task.metrics[0] for name, task in tasks.items()}
+    assert (metrics.pop("cola"), metrics.pop("stsb")) == ("matthews", "spearman")
+    assert set(metrics.values()) == {"accuracy"}

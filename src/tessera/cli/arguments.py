@@ -1,6 +1,8 @@
-"""How every command is told a configuration: a YAML, and dotted keys that override it."""
+"""How commands are told a configuration, paths, or models to judge and where to do it."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,8 @@ from tessera.fetch import Wanted
 from tessera.paths import LOCAL
 
 if TYPE_CHECKING:
+    from tessera.evaluation.jobs.plan import Cell
+    from tessera.evaluation.suites import SuiteConfig
     from tessera.training.config import RunConfig
 
 
@@ -77,3 +81,74 @@ def written(option: str, path: str) -> Path:
         return Path(LOCAL.parse(path))
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+# ---- judging models
+
+
+def add_judging(parser: argparse.ArgumentParser) -> None:
+    """Where the jobs of a suite run, and where their results go."""
+    parser.add_argument(
+        "--out",
+        default="results",
+        metavar="DIR",
+        help="folder for index.html, results.json, results.csv and a record of each job: what is "
+        "finished there is not done again",
+    )
+    parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="jobs at a time; a GPU each, else all cores"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+
+
+def judge_models(
+    options: argparse.Namespace, suite: "SuiteConfig", models: Sequence[str], *, keep: bool = False
+) -> list["Cell"]:
+    """Do the jobs of a suite that `add_judging` says where to do, and say what failed.
+
+    Args:
+        options: of the command.
+        suite: the tasks.
+        models: as they were typed.
+        keep: whether the best trained model of each task is kept.
+
+    Raises:
+        ConfigError: a model or an option is wrong, or jobs failed.
+    """
+    from functools import partial
+
+    from tessera.data.preparation.executors.executor import ExecutorConfig
+    from tessera.evaluation.jobs.models import resolve
+    from tessera.evaluation.jobs.running import Asked, judge
+    from tessera.reporting.results_page import write_results_page
+
+    if options.workers is not None:
+        at_least(1, "--workers", options.workers)
+    out = written("--out", options.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file; name a folder")
+    command = shlex.join(["tessera", *sys.argv[1:]])
+    cells = judge(
+        Asked(
+            suite=suite,
+            models=resolve(models, out),
+            out=out,
+            executor=ExecutorConfig(name=options.executor, workers=options.workers),
+            command=command,
+            device=options.device,
+            keep=keep,
+            show=partial(write_results_page, out=out, command=command),
+        )
+    )
+    print(f"page     {out / 'index.html'}")
+    print(f"numbers  {out / 'results.json'}, {out / 'results.csv'}")
+    failed = [cell for cell in cells if cell.problem is not None or cell.failed]
+    if failed:
+        jobs = sum(len(cell.failed) for cell in cells)
+        never = sum(cell.problem is not None for cell in cells)
+        raise ConfigError(
+            f"{jobs} jobs failed, and {never} tasks could not begin; the page says which and why; "
+            "the same command tries them again"
+        )
+    return cells

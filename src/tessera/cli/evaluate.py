@@ -1,17 +1,22 @@
-"""`tessera evaluate`: loss per source beside the unigram entropy, and masks filled."""
+"""`tessera evaluate`: suites of tasks; loss per source beside the unigram entropy; masks filled."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.cli.arguments import existing, load_run_config
+from tessera.cli.arguments import (
+    add_judging,
+    existing,
+    judge_models,
+    load_run_config,
+)
 from tessera.config import ConfigError
 
 if TYPE_CHECKING:
     from tessera.training.config import RunConfig
 
-HELP = "Masked-LM loss per source; masks filled by an export."
+HELP = "What models are good for: suites of tasks; masked-LM loss per source; masks filled."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fill", action="append", default=[], metavar="TEXT", help="text with [MASK]"
     )
+    parser.add_argument(
+        "--suite",
+        nargs="+",
+        metavar=("NAME|YAML", "key=value"),
+        help="tasks to judge MODEL... by, with overrides; a model may be NAME=PATH, a hub id that "
+        "is in the cache, or random:PATH for the same shape with random weights",
+    )
+    add_judging(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,8 +47,14 @@ def run(options: argparse.Namespace) -> None:
     Masks are filled first, which takes seconds: a text without a mask is not to be found out an
     hour later.
     """
+    if options.suite is not None:
+        _judge(options)
+        return
     if options.config is None and not options.fill:
-        raise ConfigError("nothing to do: give --config YAML for losses, --fill TEXT for masks")
+        raise ConfigError(
+            "nothing to do: give --suite NAME for tasks, --config YAML for losses, --fill TEXT for "
+            "masks"
+        )
     config = load_run_config(options.config[0], options.config[1:]) if options.config else None
     models = {model: existing(model) for model in options.models}
     filled = [line for model in models.items() for line in _fills(*model, options.fill)]
@@ -44,6 +63,31 @@ def run(options: argparse.Namespace) -> None:
             print(line, flush=True)
     for line in filled:
         print(line, flush=True)
+
+
+def _judge(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from tessera.evaluation.suites import load_suite
+    from tessera.evaluation.tasks.config import MaskedLm
+
+    if options.fill:
+        raise ConfigError("--suite and --fill are two questions: ask them one at a time")
+    suite = load_suite(options.suite[0], options.suite[1:])
+    if options.config is not None:
+        config = load_run_config(options.config[0], options.config[1:])
+        tasks = {
+            name: replace(
+                task,
+                data=task.data or config.train_data,
+                tokenizer=task.tokenizer or config.tokenizer,
+            )
+            if isinstance(task, MaskedLm)
+            else task
+            for name, task in suite.tasks.items()
+        }
+        suite = replace(suite, tasks=tasks)
+    judge_models(options, suite, options.models)
 
 
 def _losses(models: Mapping[str, Path], config: "RunConfig") -> Iterator[str]:

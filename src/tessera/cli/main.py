@@ -18,6 +18,7 @@ from tessera.cli import (
     doctor,
     evaluate,
     export,
+    finetune,
     import_,
     merge,
     release,
@@ -35,6 +36,7 @@ COMMANDS = {
     "batches": batches,
     "data": data,
     "evaluate": evaluate,
+    "finetune": finetune,
     "report": report,
 }
 

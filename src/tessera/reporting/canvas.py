@@ -14,22 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from tessera.quantities import short_number
+from tessera.reporting.html import THEME
 from tessera.reporting.phase import Phase
 
-THEME = {
-    "ink": ("#1c2127", "#e8eaed"),
-    "muted": ("#5f6872", "#9ba5b0"),
-    "grid": ("#e4e7eb", "#31373e"),
-    "train": ("#4a525b", "#c3c9d0"),
-    # Okabe and Ito's palette, told apart with any colour vision; lighter on a dark page.
-    "source-0": ("#0072b2", "#4fa9e0"),
-    "source-1": ("#d55e00", "#f28b45"),
-    "source-2": ("#009e73", "#2fc79b"),
-    "source-3": ("#b8609a", "#e09cc4"),
-    "source-4": ("#c98a00", "#f0bc4a"),
-    "source-5": ("#3f9bd1", "#8fd0f5"),
-}
-"""Colours by name: on a light page, on a dark page."""
 INK, MUTED, TRAIN = (THEME[name][0] for name in ("ink", "muted", "train"))
 HUES = 6
 NARROW_INCHES = 4.5

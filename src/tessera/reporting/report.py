@@ -12,62 +12,17 @@ from tessera.reporting import plots, summary
 from tessera.reporting.canvas import (
     HUES,
     NARROW_INCHES,
-    THEME,
     WIDE_INCHES,
     phase_edges,
     render,
 )
+from tessera.reporting.html import document
 from tessera.reporting.metrics import read_chain
 from tessera.reporting.phase import Phase, source_names
 
 _SMOOTHED = (
     f"the mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps, {plots.FEWEST_SMOOTHED} at least"
 )
-_STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --card: #f6f7f9; LIGHT }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2126; DARK } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 66rem; margin: 0 auto; padding: 1.6rem 1.1rem 4rem; }
-h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 .7rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 0; }
-p { margin: 0 0 .4rem; max-width: 44rem; }
-.caption, .note { color: var(--muted); font-size: .86rem; line-height: 1.45; }
-.note { border-left: 3px solid var(--source-1); padding-left: .7rem; }
-.lead { display: grid; gap: .6rem 3rem; align-items: start; }
-.scroll { overflow-x: auto; margin: .7rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: .3rem .5rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { color: var(--muted); font-weight: 500; }
-thead { border-bottom: 1px solid var(--muted); }
-tbody th { font-weight: 400; }
-th { white-space: normal; overflow-wrap: anywhere; min-width: 3.2rem; }
-tbody th { min-width: 5.6rem; }
-tbody tr + tr:not(.inner) > * { border-top: 1px solid var(--grid); }
-tr.inner > * { padding-top: 0; }
-tr.inner > th { padding-left: 1rem; }
-figure { margin: 0; min-width: 0; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-.wide { display: none; }
-.grid { display: grid; gap: 2rem 2.2rem; margin-top: 2.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.bar { position: relative; height: .85rem; min-width: 2.2rem; background: var(--card); }
-.bar > i { position: absolute; inset: 0 auto 0 0; }
-.bar > b { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--ink); }
-.mixture { width: 100%; max-width: 46rem; font-size: .88rem; }
-.mixture th, .mixture td { padding: .3rem .28rem; min-width: 0; overflow-wrap: normal; }
-.mixture th:first-child { overflow-wrap: anywhere; min-width: 4.3rem; padding-left: 0; }
-.mixture td:nth-child(2) { width: 45%; }
-details { border-top: 1px solid var(--grid); }
-summary { cursor: pointer; padding: .55rem 0; }
-pre { margin: 0 0 1rem; padding: .9rem 1rem; overflow-x: auto; background: var(--card);
-  font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-@media (min-width: 46rem) { .wide { display: block; } .narrow { display: none; } }
-@media (min-width: 60rem) { .lead { grid-template-columns: minmax(18rem, 1fr) auto; } }
-"""
 
 
 def write_report(run_folders: Sequence[str | Path], out_path: str | Path) -> None:
@@ -110,21 +65,7 @@ def _page(project: str, phases: Sequence[Phase]) -> str:
         _mixture(phases),
         _settings(phases),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _style() -> str:
-    light, dark = (
-        " ".join(f"--{name}: {colors[shade]};" for name, colors in THEME.items())
-        for shade in (0, 1)
-    )
-    return _STYLE.replace("LIGHT", light).replace("DARK", dark)
+    return document(title, [part for part in body if part])
 
 
 def _summary(phases: Sequence[Phase]) -> str:

@@ -90,6 +90,8 @@ class Plan:
     """About how much work each item is, in bytes of its input."""
     preload: tuple[str, ...] = ()
     """Modules that processes of this machine should have from the start."""
+    is_isolated: bool = False
+    """Whether even one process at a time is another one than this, which then outlives it."""
 
 
 _BYTES_FOR_A_PROCESS = 1 << 21
@@ -113,7 +115,7 @@ def run(plan: Plan, config: ExecutorConfig) -> Iterator[int]:
         # A process costs about as much to start as this many bytes to tokenise.
         enough = 1 + sum(weights) // _BYTES_FOR_A_PROCESS
         workers = min(config.processes, len(items), enough)
-        if workers == 1:
+        if workers == 1 and not plan.is_isolated:
             done_now = one_by_one(items, plan.work)
         else:
             done_now = in_processes(items, plan.work, workers, plan.preload)

@@ -27,7 +27,15 @@ class Work(Protocol):
 
 
 class TasksLost(ValueError):
-    """Tasks whose process was killed, twice: names them; everything else is done."""
+    """Tasks whose process was killed, twice: names them; everything else is done.
+
+    Attributes:
+        how: what became of the processes.
+    """
+
+    def __init__(self, message: str, how: str) -> None:
+        super().__init__(message)
+        self.how = how
 
 
 class WorkerFailed(RuntimeError):
@@ -40,7 +48,8 @@ def lost(items: Sequence[Any], how: str) -> TasksLost:
     return TasksLost(
         f"{len(items)} tasks were lost twice ({how}): {named}. Finished work is kept; give each "
         "process more memory (fewer --workers, a smaller --part-size), and start the same command "
-        "again"
+        "again",
+        how,
     )
 
 

@@ -1,0 +1,251 @@
+"""A suite's jobs, one stage after another, until nothing is left that can run.
+
+Imports no torch, but to export a checkpoint of ours.
+"""
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from tessera.config import ConfigError, mistake, to_plain
+from tessera.data.preparation.executors.executor import ExecutorConfig, Plan, log_folder, run
+from tessera.data.preparation.executors.local import TasksLost
+from tessera.evaluation.jobs.models import Model, served
+from tessera.evaluation.jobs.plan import Cell, survey
+from tessera.evaluation.jobs.records import Job, Records
+from tessera.evaluation.jobs.work import JudgeWork, gpus
+from tessera.evaluation.results import write_results
+from tessera.evaluation.suites import SuiteConfig
+from tessera.evaluation.tasks.config import (
+    Finetuned,
+    MaskedLm,
+    Retrieval,
+    Task,
+    TokenClassification,
+    splits_of,
+)
+from tessera.evaluation.tasks.tables import look_at
+from tessera.files import JsonObject
+
+log = logging.getLogger(__name__)
+
+_PRELOADED = ("torch", "transformers.trainer")
+_NEEDED = {
+    "sentence_transformers": "retrieval",
+    "mteb": "retrieval",
+    "sklearn": "",
+    "accelerate": "",
+}
+"""Modules of the extra `eval`, with the kind of task that needs each; '' for all that train."""
+_WEIGHT = 1 << 30
+"""In the executor's scale of bytes to tokenise: a job is always worth a process of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a command asks for."""
+
+    suite: SuiteConfig
+    models: Sequence[Model]
+    out: Path
+    executor: ExecutorConfig
+    command: str
+    """As it was typed, for the records."""
+    device: str | None = None
+    keep: bool = False
+    """Whether the best trained model of each cell is kept."""
+    show: Callable[[list[JsonObject]], None]
+    """Gets the entries of results.json whenever they were written."""
+
+
+def judge(asked: Asked) -> list[Cell]:
+    """Do every job that is not done, and write the results after each stage.
+
+    Returns:
+        What is known of each model and task.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    records = Records(out=asked.out)
+    _check_installed(asked.suite)
+    shutil.rmtree(asked.out / "failed", ignore_errors=True)
+    inputs, problems = _look_ahead(asked)
+    for message, named in _grouped(problems).items():
+        log.warning("%s: %s", named, message)
+    while True:
+        cells = survey(asked.suite, asked.models, inputs, problems, records, asked.keep)
+        waiting = [job for cell in cells for job in cell.waiting]
+        asked.show(write_results(asked.out, cells))
+        if not waiting:
+            return cells
+        _run(asked, records, waiting, cells)
+
+
+def _check_installed(suite: SuiteConfig) -> None:
+    trained = [task for task in suite.tasks.values() if isinstance(task, Finetuned | Retrieval)]
+    missing = [
+        module
+        for module, kind in _NEEDED.items()
+        if any(not kind or task.name == kind for task in trained) and find_spec(module) is None
+    ]
+    if missing:
+        raise ConfigError(
+            f"these tasks need {', '.join(missing)}: pip install 'tessera[eval]' (the modern stack)"
+        )
+
+
+def _look_ahead(asked: Asked) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+    """Fingerprints of what the tasks read, and what is wrong before any job begins."""
+    inputs: dict[str, str] = {}
+    problems: dict[tuple[str, str], str] = {}
+    broken: dict[str, str] = {}
+    for name, task in asked.suite.tasks.items():
+        try:
+            inputs[name] = _fingerprint(task)
+        except (ValueError, OSError) as error:
+            broken[name] = mistake(error) or str(error)
+    for model in asked.models:
+        wanted = [name for name in asked.suite.tasks if name not in broken]
+        problems |= {(model.name, name): message for name, message in broken.items()}
+        if not wanted:
+            continue
+        try:
+            served(model)
+        except (ValueError, OSError) as error:
+            said = mistake(error) or str(error)
+            problems |= {(model.name, name): said for name in wanted}
+    return inputs, problems
+
+
+def _fingerprint(task: Task) -> str:
+    seen = {
+        f"{key} {where}": look_at(where, columns_of(task, key))
+        for key, where in splits_of(task).items()
+    }
+    if isinstance(task, MaskedLm):
+        if task.data is None or task.tokenizer is None:
+            raise ValueError(
+                "names no documents; give --config YAML, the phase whose validation documents "
+                "are to be predicted, or `data` and `tokenizer` in the suite"
+            )
+        seen["data"] = str(to_plain(task.data))
+    return sha256(str(sorted(seen.items())).encode()).hexdigest()[:16]
+
+
+def columns_of(task: Task, key: str) -> list[str]:
+    """The columns that a split of a task must have."""
+    if isinstance(task, TokenClassification):
+        return [task.words, task.labels]
+    if isinstance(task, Finetuned):
+        return [task.text, *([task.pair] if task.pair else []), task.label]
+    kinds = {
+        "queries": ["id", "text"],
+        "documents": ["id", "text"],
+        "relevance": ["query", "document"],
+        "train": ["query", "positive"],
+    }
+    return kinds[key.rpartition(".")[2]]
+
+
+def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence[Cell]) -> None:
+    def finished() -> set[int]:
+        return {
+            place
+            for place, job in enumerate(waiting)
+            if (records.read(job) is not None and (not job.keep or _is_kept(job, records)))
+            or records.read_failure(job) is not None
+        }
+
+    executor = asked.executor
+    if executor.name == "local" and executor.workers is None:
+        executor = replace(executor, workers=max(1, len(gpus())))
+    workers = min(executor.processes, len(waiting)) if executor.name == "local" else 1
+    work = JudgeWork(
+        out=str(asked.out.resolve()),
+        threads=max(1, len(os.sched_getaffinity(0)) // workers),
+        command=asked.command,
+        device=asked.device,
+    )
+    about = sha256("\n".join(job.id for job in waiting).encode()).hexdigest()[:12]
+    plan = Plan(
+        items=list(waiting),
+        work=work,
+        finished=finished,
+        logs=log_folder(str(asked.out), executor, about),
+        weights=[_WEIGHT] * len(waiting),
+        is_isolated=True,
+        preload=_PRELOADED,
+    )
+    said: set[str] = set()
+    _say_new(waiting, records, said, quiet=True)
+    try:
+        for _ in run(plan, executor):
+            _say_new(waiting, records, said)
+            _prune(cells, records)
+    except TasksLost as error:
+        for job in waiting:
+            if records.read(job) is None and records.read_failure(job) is None:
+                records.fail(job, f"its process was lost twice ({error.how})")
+        _say_new(waiting, records, said)
+
+
+def _is_kept(job: Job, records: Records) -> bool:
+    return records.trained(job).is_dir()
+
+
+def _say_new(
+    waiting: Sequence[Job], records: Records, said: set[str], *, quiet: bool = False
+) -> None:
+    """One line for each job that ended since the last time."""
+    for job in waiting:
+        if job.id in said:
+            continue
+        record, failure = records.read(job), records.read_failure(job)
+        if record is None and failure is None:
+            continue
+        said.add(job.id)
+        if quiet:
+            continue
+        if failure is not None:
+            log.warning("%s: failed: %s", job, failure["message"])
+        elif record is not None:
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in record["scores"].items())
+            log.info(
+                "%s: %s (%s; %d of %d jobs of this stage)",
+                *(job, scores, f"{record['seconds']:.0f} s", len(said), len(waiting)),
+            )
+            for note in record["notes"]:
+                log.warning("%s: %s", job, note)
+
+
+def _prune(cells: Sequence[Cell], records: Records) -> None:
+    """Of the models a cell trained, keep the best on validation alone."""
+    for cell in cells:
+        kept = [job for job in cell.jobs if job.keep and _is_kept(job, records)]
+        if len(kept) < 2:
+            continue
+        cell.finished = {job.id: r for job in cell.jobs if (r := records.read(job)) is not None}
+        best = cell.best(cell.jobs)
+        for job in kept:
+            if best is not None and job.id != best.id and job.id in cell.finished:
+                shutil.rmtree(records.trained(job), ignore_errors=True)
+
+
+def _grouped(problems: dict[tuple[str, str], str]) -> dict[str, str]:
+    """Each message once, with the cells it is about."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for cell, message in problems.items():
+        found.setdefault(message, []).append(cell)
+    named = {}
+    for message, cells in found.items():
+        tasks = Counter(task for _, task in cells)
+        models = Counter(model for model, _ in cells)
+        named[message] = f"{', '.join(tasks)} for {', '.join(models)}" if tasks else ""
+    return named

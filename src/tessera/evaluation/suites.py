@@ -1,0 +1,71 @@
+"""Suites: which tasks, with which seeds. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tessera.config import ConfigError, load
+from tessera.evaluation.tasks.config import Classification, Regression, Task
+
+FOLDER = Path(__file__).parents[3] / "yamls" / "evaluation"
+"""The suites that come with the project; each file is one, by its name."""
+
+_PLANNED = ("superglue", "late-interaction", "code", "long", "probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """The YAML of a suite."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)
+    """By a name of yours."""
+    seeds: list[int] = field(default_factory=lambda: [1618, 42, 6033])
+    """The first chooses the point of the grid; the best point runs with all."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.tasks:
+            problems.append("tasks: none; name at least one")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            problems.append(f"seeds: must be different, and at least one; got {self.seeds}")
+        for name, task in self.tasks.items():
+            if not name or "/" in name or "=" in name:
+                problems.append(f"tasks: '{name}' cannot name a task; use letters, digits and -")
+            start = start_of(task)
+            if start is None:
+                continue
+            other = self.tasks.get(start)
+            if other is None:
+                problems.append(f"tasks.{name}.start: there is no task '{start}' in this suite")
+            elif not isinstance(other, Classification | Regression):
+                problems.append(f"tasks.{name}.start: '{start}' trains no classifier of texts")
+            elif start_of(other) is not None:
+                problems.append(f"tasks.{name}.start: '{start}' starts from another task itself")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def start_of(task: Task) -> str | None:
+    """The task whose model another starts from."""
+    return task.start if isinstance(task, Classification | Regression) else None
+
+
+def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:
+    """The suite of a name, or of a YAML file.
+
+    Raises:
+        ConfigError: there is none, it is not available, or its keys are wrong.
+    """
+    return load(SuiteConfig, _file_of(name), overrides)
+
+
+def _file_of(name: str) -> Path | str:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return name
+    ours = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if name in ours:
+        return FOLDER / f"{name}.yaml"
+    known = f"there are {', '.join(ours)}, and any YAML of yours, such as {FOLDER.name}/mine.yaml"
+    if name in _PLANNED:
+        raise ConfigError(f"--suite {name}: is not available in this version; {known}")
+    raise ConfigError(f"--suite {name}: there is no such suite; {known}")

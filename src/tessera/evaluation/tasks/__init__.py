@@ -1,0 +1,1 @@
+"""What a model is asked to do: each kind of task, its data, its metrics, its protocol."""

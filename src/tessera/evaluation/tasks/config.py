@@ -1,0 +1,287 @@
+"""The kinds of tasks that a suite may hold. Imports no torch.
+
+`name` says the kind. A split is a file (JSON lines, Parquet, CSV or TSV), or a data set of the
+Hugging Face hub as `hf://datasets/ORG/NAME/SUBSET/SPLIT`, read from the cache of this machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tessera.data.config import DataConfig
+from tessera.paths import SourcePath
+
+Point = dict[str, float]
+"""One point of a grid: hyperparameters by name."""
+
+LOWER_IS_BETTER = {"loss", "pseudo_perplexity"}
+"""Metrics of which less is better; of all others more is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a task is fine-tuned: every point of the grid with the first seed, the best with all."""
+
+    lr: list[float] = field(default_factory=lambda: [3e-5, 5e-5, 8e-5])
+    """Peak rates of the grid; the rate rises for `warmup` and falls linearly to zero."""
+    weight_decay: list[float] = field(default_factory=lambda: [1e-5])
+    """Decays of the grid."""
+    epochs: list[int] = field(default_factory=lambda: [3])
+    """Passes of the grid."""
+    points: int | None = None
+    """How many points of the grid are tried, drawn at random. None: all."""
+    batch: int = 64
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises."""
+    evaluations: int | None = None
+    """How often validation is asked during a run; the best answer is kept. None: once an epoch."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("lr", "weight_decay", "epochs"):
+            values = getattr(self, name)
+            if not values:
+                problems.append(f"{name}: is empty; the grid needs a value")
+            elif any(value < 0 or (value == 0 and name != "weight_decay") for value in values):
+                problems.append(f"{name}: must be positive; got {values}")
+        for name in ("batch", "points", "evaluations"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name}: must be at least 1; got {value}")
+        if not 0 <= self.warmup < 1:
+            problems.append(f"warmup: is a share, in [0, 1); got {self.warmup}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews"]
+RegressionMetric = Literal["spearman", "pearson"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A class for a text, or for a pair of texts."""
+
+    name: Literal["classification"]
+    train: str
+    validation: str
+    """Chooses the epoch and the point of the grid."""
+    test: str | None = None
+    """What is reported. None: the best score on `validation`, as GLUE's development sets."""
+    text: str = "text"
+    """Column of the text."""
+    pair: str | None = None
+    """Column of the second text, of a pair."""
+    label: str = "label"
+    """Column of the class: text or whole numbers."""
+    metrics: list[ClassificationMetric] = field(default_factory=lambda: ["accuracy"])
+    """The first is the one reported. `f1` is of the class that sorts last, such as 1 of 0 and 1."""
+    max_tokens: int = 256
+    start: str | None = None
+    """Another task of the suite, whose best model this one starts from."""
+    training: Training = field(default_factory=Training)
+    limit: int | None = None
+    """At most this many rows of each split, the first ones."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """A number for a text, or for a pair of texts, such as how similar they are."""
+
+    name: Literal["regression"]
+    train: str
+    validation: str
+    test: str | None = None
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    """Column of the number."""
+    metrics: list[RegressionMetric] = field(default_factory=lambda: ["spearman"])
+    max_tokens: int = 256
+    start: str | None = None
+    training: Training = field(default_factory=Training)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClassification:
+    """A class for each word of a text."""
+
+    name: Literal["token_classification"]
+    train: str
+    validation: str
+    test: str | None = None
+    words: str = "words"
+    """Column of the words: a list of texts."""
+    labels: str = "labels"
+    """Column of their classes: a list as long."""
+    outside: str = "O"
+    """The class of a word that is nothing; `f1` is over the others."""
+    metrics: list[Literal["f1", "accuracy"]] = field(default_factory=lambda: ["f1", "accuracy"])
+    """Over words, not spans: `f1` is micro-averaged over all classes but `outside`."""
+    max_tokens: int = 256
+    """Words beyond are counted as wrong."""
+    training: Training = field(default_factory=Training)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Documents found for queries by the cosine of their vectors, the mean of their tokens."""
+
+    name: Literal["retrieval"]
+    queries: str
+    """Rows with `id` and `text`."""
+    documents: str
+    """Rows with `id`, `text` and perhaps `title`."""
+    relevance: str
+    """Rows with `query`, `document` and a `score` of whole numbers (1 if there is none)."""
+    validation: dict[str, str] | None = None
+    """Other `queries`, `documents` and `relevance`, which choose the point of the grid."""
+    train: str | None = None
+    """Rows with `query`, `positive` and perhaps `negative`. None: the model as it is."""
+    max_tokens: int = 256
+    training: Training = field(default_factory=Training)
+    minibatch: int = 32
+    """Texts in memory at a time; the whole batch are one another's negatives."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, None, ["ndcg_at_10"])
+        problems = []
+        parts = {"queries", "documents", "relevance"}
+        if self.validation is not None and set(self.validation) != parts:
+            problems.append(f"validation: names {', '.join(sorted(parts))}, all three")
+        if self.train is not None and self.validation is None and len(grid(self.training, 0)) > 1:
+            problems.append("validation: missing, and required to choose among points of a grid")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLm:
+    """Masked-LM loss on validation documents: by source, position, rate and frequency."""
+
+    name: Literal["masked_lm"]
+    data: DataConfig | None = None
+    """The sources, and how their documents are cut. None: that of the phase `--config` names."""
+    tokenizer: SourcePath | None = None
+    """None: that of the phase `--config` names."""
+    rates: list[float] = field(default_factory=lambda: [0.15, 0.3])
+    """Shares of the tokens masked; everything but the table of rates is at the first."""
+    max_tokens: int = 1_000_000
+    """Of each source."""
+    short: int = 512
+    """Tokens of context that the whole context is compared with."""
+    pseudo_perplexity_tokens: int = 2048
+    """Tokens masked one at a time; 0 for none."""
+    seed: int = 17
+    """Chooses documents and masks."""
+
+    def __post_init__(self) -> None:
+        if not self.rates or not all(0 < rate < 1 for rate in self.rates):
+            raise ValueError(f"rates: are shares, in (0, 1); got {self.rates}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """Tokens a second on synthetic documents of four shapes (efficiency/ of ModernBERT's code)."""
+
+    name: Literal["efficiency"]
+    documents: int = 4096
+    """Of each of the short shapes; of the long ones `long_documents`."""
+    long_documents: int | None = None
+    """None: as many as `documents`."""
+    short: int = 512
+    """Tokens of a document at fixed length; at variable length they are normal around its half."""
+    long: int = 8192
+    runs: int = 10
+    batch_tokens: int | None = None
+    """Tokens a batch may hold, padding included. None: the most that fits a GPU; 16384 on a CPU."""
+    seed: int = 17
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: must be at least {least}; got {value}"
+            for name, least in (("documents", 1), ("runs", 1), ("short", 32), ("long", 32))
+            if (value := getattr(self, name)) < least
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+Task = Classification | Regression | TokenClassification | Retrieval | MaskedLm | Efficiency
+Finetuned = Classification | Regression | TokenClassification
+
+
+def main_metric(task: Task) -> str:
+    """The metric that stands for a task in the table."""
+    if isinstance(task, Finetuned):
+        return task.metrics[0]
+    names = {"retrieval": "ndcg_at_10", "masked_lm": "loss", "efficiency": "tokens_per_second"}
+    return names[task.name]
+
+
+def points_of(task: Task, seed: int) -> list[Point]:
+    """The grid of a task; one point without coordinates if nothing is trained."""
+    if isinstance(task, Finetuned) or (isinstance(task, Retrieval) and task.train):
+        return grid(task.training, seed)
+    return [{}]
+
+
+def grid(training: Training, seed: int) -> list[Point]:
+    """The points of a grid, or `points` of them, drawn with a seed."""
+    import random
+
+    whole = [
+        {"lr": lr, "weight_decay": decay, "epochs": epochs}
+        for lr in training.lr
+        for decay in training.weight_decay
+        for epochs in training.epochs
+    ]
+    if training.points is None or training.points >= len(whole):
+        return whole
+    return random.Random(seed).sample(whole, training.points)
+
+
+def is_seeded(task: Task) -> bool:
+    """Whether another seed gives another score."""
+    return points_of(task, 0) != [{}]
+
+
+def splits_of(task: Task) -> dict[str, str]:
+    """The files and data sets that a task reads, by the key that names each."""
+    if isinstance(task, Finetuned):
+        named: dict[str, Any] = {
+            "train": task.train,
+            "validation": task.validation,
+            "test": task.test,
+        }
+    elif isinstance(task, Retrieval):
+        named = {key: getattr(task, key) for key in ("queries", "documents", "relevance", "train")}
+        named |= {f"validation.{key}": path for key, path in (task.validation or {}).items()}
+    else:
+        named = {}
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _check(max_tokens: int, limit: int | None, metrics: Sequence[str]) -> None:
+    problems = []
+    if max_tokens < 8:
+        problems.append(f"max_tokens: must be at least 8; got {max_tokens}")
+    if limit is not None and limit < 1:
+        problems.append(f"limit: must be at least 1; got {limit}")
+    if not metrics:
+        problems.append("metrics: is empty; name the one to report")
+    if problems:
+        raise ValueError("\n".join(problems))

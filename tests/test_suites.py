@@ -1,0 +1,331 @@
+"""Models judged by suites: which jobs there are, that none is done twice, and what failed."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from judging import (
+    call,
+    classification,
+    entries,
+    make_encoder,
+    make_texts,
+    start,
+    write_rows,
+    write_suite,
+)
+
+from tessera.cli.main import main
+from tessera.config import load
+from tessera.evaluation.jobs.models import Model
+from tessera.evaluation.jobs.plan import survey
+from tessera.evaluation.jobs.records import Outcome, Records
+from tessera.evaluation.results import write_results
+from tessera.evaluation.suites import SuiteConfig
+from tessera.reporting.results_page import write_results_page
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An encoder and texts."""
+    folder = tmp_path_factory.mktemp("judging")
+    make_encoder(folder / "model")
+    make_texts(folder / "texts")
+    return folder
+
+
+def model(name):
+    return Model(name=name, source=name, folder=name, random=False, fingerprint=f"of {name}")
+
+
+def finish(records, job, *, validation, test):
+    outcome = Outcome(scores={"accuracy": test}, validation={"accuracy": validation}, split="test")
+    about = {"seconds": 1.0, "command": "c", "versions": {"torch": "2"}, "finished": "now"}
+    records.finish(job, outcome, about)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """A task with a grid of four points, and one that starts from it."""
+    first = classification(tmp_path)
+    first["training"] = {"lr": [1e-5, 1e-4], "epochs": [1, 2]}
+    then = classification(tmp_path, start="first")
+    path = write_suite(tmp_path / "suite.yaml", {"then": then, "first": first}, [7, 8, 9])
+    return load(SuiteConfig, path)
+
+
+INPUTS = {"first": "x", "then": "y"}
+
+
+def test_the_best_point_on_validation_runs_with_all_seeds_and_is_what_others_start_from(
+    suite, tmp_path
+):
+    records = Records(out=tmp_path / "out")
+
+    def look():
+        return survey(suite, [model("a"), model("b")], INPUTS, {("b", "first"): "bad"}, records)
+
+    then, first, other_then, other = look()
+    assert [job.seed for job in first.waiting] == [7] * 4
+    assert not then.waiting and then.is_blocked
+    assert other.problem == "bad" and "first, which failed" in other_then.problem
+    for number, job in enumerate(first.waiting):
+        best = job.point == {"lr": 1e-4, "weight_decay": 1e-5, "epochs": 1}
+        # The best on the test split is another one, which must not matter.
+        finish(records, job, validation=0.9 if best else 0.5, test=0.1 if best else number)
+        if best:
+            chosen = job
+    records.trained(chosen).mkdir(parents=True)
+    then, first, *_ = look()
+    assert [(job.seed, job.point) for job in first.waiting] == [
+        (8, chosen.point),
+        (9, chosen.point),
+    ]
+    assert then.is_blocked
+    for job in first.waiting:
+        finish(records, job, validation=0.8, test=0.3)
+    then, first, *_ = look()
+    assert first.is_complete and [job.seed for job in first.reported] == [7, 8, 9]
+    assert {job.start for job in then.waiting} == {chosen.id} and len(then.waiting) == 3
+    for job in then.waiting:
+        records.fail(job, "broke")
+    assert all(cell.is_complete for cell in look())
+
+
+def test_other_data_weights_or_settings_make_another_job(suite, tmp_path):
+    def ids(inputs=INPUTS, name="a", weights="of a", **training):
+        tasks = dict(suite.tasks)
+        first = tasks["first"]
+        plain = {**vars(first.training), **training}
+        tasks["first"] = type(first)(**{**vars(first), "training": type(first.training)(**plain)})
+        made = SuiteConfig(tasks=tasks, seeds=suite.seeds)
+        asked = Model(name=name, source="s", folder="f", random=False, fingerprint=weights)
+        cells = survey(made, [asked], inputs, {}, Records(out=tmp_path))
+        return {job.id for job in cells[1].waiting}
+
+    known = ids()
+    assert ids() == known and len(known) == 4
+    assert not ids(inputs={"first": "z", "then": "y"}) & known
+    assert not ids(weights="others") & known
+    assert not ids(batch=8) & known
+    assert ids(lr=[1e-5, 1e-4, 1e-3]) > known, "points that were tried stay tried"
+
+
+def test_a_folder_collects_what_was_asked_of_it(suite, tmp_path):
+    records = Records(out=tmp_path)
+
+    alone = SuiteConfig(tasks={"first": suite.tasks["first"]}, seeds=suite.seeds)
+
+    def ask(name, value, inputs=INPUTS):
+        def look():
+            return survey(alone, [model(name)], inputs, {}, records)
+
+        for job in look()[0].waiting:
+            finish(records, job, validation=value, test=value)
+        for job in look()[0].waiting:
+            finish(records, job, validation=value, test=value + job.seed / 100)
+        return write_results(tmp_path, look())
+
+    ask("a", 0.5)
+    both = {(e["model"], e["task"]): e for e in ask("b", 0.6)}
+    assert {name for name, _ in both} == {"a", "b"}
+    got = both["a", "first"]
+    assert got["mean"] == pytest.approx((0.5 + 0.58 + 0.59) / 3)
+    assert got["spread"] == pytest.approx(0.04932882862316248)  # of 0.5, 0.58, 0.59, n - 1
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["seeds"] for row in rows if row["task"] == "first"] == ["7 8 9"] * 2
+    others = ask("b", 0.6, inputs={"first": "other data", "then": "y"})
+    assert {e["model"] for e in others if e["task"] == "first"} == {"b"}, "another question now"
+
+
+def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
+    records = Records(out=tmp_path)
+    alone = {**suite.tasks, "then": replace(suite.tasks["first"], limit=5)}
+    suite = SuiteConfig(tasks=alone, seeds=suite.seeds)
+    models = [model("plain"), model("<b>bold")]
+    broken = {(m.name, "then"): "no such file" for m in models}
+    cells = survey(suite, models, INPUTS, broken, records)
+    for cell in cells:
+        for job in cell.waiting[:3]:
+            finish(records, job, validation=0.5, test=0.5 if cell.model.name == "plain" else 0.625)
+        for job in cell.waiting[3:]:
+            records.fail(job, "broke <here>")
+    cells = survey(suite, models, INPUTS, broken, records)
+    for cell in cells:
+        for job in cell.waiting:
+            finish(records, job, validation=0.5, test=0.75)
+    cells = survey(suite, models, INPUTS, broken, records)
+    write_results_page(write_results(tmp_path, cells), tmp_path, "tessera evaluate")
+    page = (tmp_path / "index.html").read_text()
+    assert not re.search(r'(src|href)="(https?:|//)', page) and "<script" not in page
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page
+    assert "broke &lt;here&gt;" in page and "no such file" in page
+    best = re.findall(r'<td class="best"><a [^>]*>([^<]*)</a>', page)
+    assert best == ["70.8"], "0.625, 0.75, 0.75"
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (tmp_path / link).is_file(), link
+
+
+# ---- real jobs
+
+
+@pytest.fixture
+def needs_eval():
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+
+
+@pytest.mark.slow
+def test_killed_jobs_are_done_again_and_finished_ones_are_not(place, tmp_path, needs_eval):
+    task = classification(place / "texts")
+    write_suite(tmp_path / "s.yaml", {"parity": task}, [1, 2, 3])
+    arguments = ["evaluate", f"m={place / 'model'}", "--suite", "s.yaml", "--device", "cpu"]
+    process = start(*arguments, cwd=tmp_path)
+    records = tmp_path / "results" / "records"
+    deadline = time.monotonic() + 240
+    while not list(records.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {file.name: file.stat().st_mtime_ns for file in records.glob("*.json")}
+    assert 0 < len(before) < 3, "killed too late to prove anything"
+    assert not list(records.glob("*.writing"))
+    status, said = call(*arguments, cwd=tmp_path)
+    assert status == 0, said
+    after = {file.name: file.stat().st_mtime_ns for file in records.glob("*.json")}
+    assert len(after) == 3 and before.items() <= after.items()
+    (entry,) = entries(tmp_path / "results").values()
+    assert entry["state"] == "done" and [run["seed"] for run in entry["runs"]] == [1, 2, 3]
+    record = json.loads((tmp_path / "results" / entry["runs"][0]["record"]).read_text())
+    assert record["command"].startswith("tessera evaluate m=")
+    assert {"torch", "transformers", "python"} <= set(record["versions"])
+
+
+def test_what_fails_is_named_and_the_others_finish(
+    place, tmp_path, needs_eval, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    good = classification(place / "texts")
+    odd = tmp_path / "odd.jsonl"
+    write_rows(odd, [{"text": "w1", "label": "third"}])
+    tasks = {
+        "good": good,
+        "absent": {**good, "train": str(tmp_path / "nowhere.jsonl")},
+        "column": {**good, "label": "labell"},
+        "unknown": {**good, "validation": str(odd)},
+    }
+    write_suite(tmp_path / "s.yaml", tasks, [1])
+    bare = shutil.copytree(place / "model", tmp_path / "bare")
+    (bare / "tokenizer.json").unlink()
+    decoder = shutil.copytree(place / "model", tmp_path / "decoder")
+    config = json.loads((decoder / "config.json").read_text())
+    config["architectures"] = ["GPT2LMHeadModel"]
+    (decoder / "config.json").write_text(json.dumps(config))
+    models = [f"m={place / 'model'}", "bare", "decoder"]
+    assert main(["evaluate", *models, "--suite", "s.yaml", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "1 jobs failed, and 10 tasks could not begin" in said and "Traceback" not in said
+    found = entries(Path("results"))
+    assert found["m", "good"]["state"] == "done"
+    assert found["m", "absent"]["message"].endswith("nowhere.jsonl: there is no such file")
+    assert "has no column 'labell'; row 0 has text, label" in found["m", "column"]["message"]
+    assert (
+        "labels that train has not: third; train has even, odd" in found["m", "unknown"]["message"]
+    )
+    assert "holds no tokenizer" in found["bare", "good"]["message"]
+    assert "is a decoder (GPT2LMHeadModel)" in found["decoder", "good"]["message"]
+
+
+def test_finetune_keeps_the_model_whose_score_it_says(
+    place, tmp_path, needs_eval, capsys, monkeypatch
+):
+    import torch
+    from sklearn.metrics import accuracy_score, f1_score
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    task = classification(place / "texts", metrics=["accuracy", "macro_f1"])
+    write_suite(tmp_path / "s.yaml", {"parity": task}, [5])
+    arguments = ["finetune", f"m={place / 'model'}", "--task", "s.yaml/parity", "--device", "cpu"]
+    assert main(arguments) == 0
+    folder = capsys.readouterr().out.split()[-1]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    rows = [json.loads(line) for line in (place / "texts" / "test.jsonl").read_text().splitlines()]
+    with torch.inference_mode():
+        guesses = [
+            classifier.config.id2label[
+                int(classifier(**tokenizer(row["text"], return_tensors="pt")).logits.argmax())
+            ]
+            for row in rows
+        ]
+    truth = [row["label"] for row in rows]
+    (entry,) = entries(Path("results")).values()
+    assert entry["mean"] == pytest.approx(accuracy_score(truth, guesses))
+    assert entry["scores"]["macro_f1"] == pytest.approx(f1_score(truth, guesses, average="macro"))
+    assert entry["mean"] > 0.6, "it learned nothing, so this says little"
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": None}, "tasks.t.train: expected text"),
+        ({"metrics": ["acuracy"]}, "did you mean 'accuracy'?"),
+        ({"name": "clasification"}, "tasks.t.name: unknown 'clasification'; did you mean"),
+        ({"start": "elsewhere"}, "tasks.t.start: there is no task 'elsewhere'"),
+        ({"training": {"lr": []}}, "tasks.t.training.lr: is empty"),
+        ({"max_tokens": 2}, "tasks.t.max_tokens: must be at least 8"),
+    ],
+)
+def test_a_wrong_key_of_a_suite_is_named(place, tmp_path, capsys, change, says):
+    suite = write_suite(tmp_path / "s.yaml", {"t": classification(tmp_path, **change)})
+    assert main(["evaluate", str(place / "model"), "--suite", str(suite)]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--suite", "glu"], "there is no such suite"),
+        (["--suite", "superglue"], "is not available in this version"),
+        (["--suite", "mlm", "--workers", "0"], "--workers must be at least 1"),
+        (["--suite", "mlm", "--fill", "x"], "one at a time"),
+    ],
+)
+def test_a_wrong_option_is_named(place, capsys, arguments, says):
+    assert main(["evaluate", str(place / "model"), *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_models_must_be_there_and_have_names_of_their_own(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = str(write_suite(tmp_path / "s.yaml", {"t": classification(place / "texts")}))
+    assert main(["evaluate", "some-org/some-model", "--suite", suite]) == 2
+    assert "hf download some-org/some-model" in capsys.readouterr().err
+    assert main(["evaluate", f"a={place / 'model'}", f"a={place}", "--suite", suite]) == 2
+    assert main(["evaluate", *[str(place / "model")] * 2, "--suite", suite]) == 2
+    assert "two models are called" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        ("parity", "is written SUITE/TASK"),
+        ("efficiency/speed", "nothing is trained for it"),
+        ("efficiency/sped", "has no task 'sped'; it has speed"),
+    ],
+)
+def test_a_task_that_cannot_be_trained_is_refused(place, capsys, task, says):
+    assert main(["finetune", str(place / "model"), "--task", task]) == 2
+    assert says in capsys.readouterr().err
