@@ -1,7 +1,6 @@
 """Tiny encoders and labelled data, for tests that judge models."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -77,22 +76,22 @@ def write_suite(path: Path, tasks: dict, seeds: list[int] | None = None) -> Path
     return path
 
 
-def start(*arguments: object, cwd: Path) -> subprocess.Popen:
+def start(*arguments: object, cwd: Path, **environment: str) -> subprocess.Popen:
     """The command line in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "tessera.cli.main", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**tiny_run.environment(), "CUDA_VISIBLE_DEVICES": os.environ.get("TEST_GPU", "")},
+        env={**tiny_run.environment(), "CUDA_VISIBLE_DEVICES": "", **environment},
         cwd=cwd,
         start_new_session=True,
     )
 
 
-def call(*arguments: object, cwd: Path) -> tuple[int, str]:
+def call(*arguments: object, cwd: Path, **environment: str) -> tuple[int, str]:
     """Run a command to its end: its status and what it said."""
-    process = start(*arguments, cwd=cwd)
+    process = start(*arguments, cwd=cwd, **environment)
     said, _ = process.communicate(timeout=300)
     return process.returncode, said
 

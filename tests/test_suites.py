@@ -21,6 +21,7 @@ from judging import (
     write_rows,
     write_suite,
 )
+from reference import fake_slurm
 
 from tessera.cli.main import main
 from tessera.config import load
@@ -118,6 +119,11 @@ def test_other_data_weights_or_settings_make_another_job(suite, tmp_path):
     assert ids(lr=[1e-5, 1e-4, 1e-3]) > known, "points that were tried stay tried"
 
 
+def test_a_task_that_a_suite_brought_can_be_taken_away(suite, tmp_path):
+    left = load(SuiteConfig, tmp_path / "suite.yaml", ["tasks.then=null", "seeds=[3]"])
+    assert set(left.tasks) == {"first"} and left.tasks["first"] == suite.tasks["first"]
+
+
 def test_a_folder_collects_what_was_asked_of_it(suite, tmp_path):
     records = Records(out=tmp_path)
 
@@ -169,6 +175,7 @@ def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
     assert "broke &lt;here&gt;" in page and "no such file" in page
     best = re.findall(r'<td class="best"><a [^>]*>([^<]*)</a>', page)
     assert best == ["70.8"], "0.625, 0.75, 0.75"
+    assert "<small>of 2 tasks" not in page, "only one task has numbers"
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (tmp_path / link).is_file(), link
 
@@ -206,6 +213,20 @@ def test_killed_jobs_are_done_again_and_finished_ones_are_not(place, tmp_path, n
     record = json.loads((tmp_path / "results" / entry["runs"][0]["record"]).read_text())
     assert record["command"].startswith("tessera evaluate m=")
     assert {"torch", "transformers", "python"} <= set(record["versions"])
+
+
+@pytest.mark.slow
+def test_slurm_does_the_same_jobs(place, tmp_path, needs_eval):
+    pytest.importorskip("datatrove")
+    write_suite(tmp_path / "s.yaml", {"parity": classification(place / "texts")}, [1])
+    environment = fake_slurm.install(tmp_path / "slurm")
+    arguments = ["evaluate", f"m={place / 'model'}", "--suite", "s.yaml", "executor.tasks=1"]
+    arguments += ["executor.poll_seconds=0.5", "--executor", "slurm", "--device", "cpu"]
+    status, said = call(*arguments, cwd=tmp_path, **environment)
+    assert status == 0, said
+    (entry,) = entries(tmp_path / "results").values()
+    assert entry["state"] == "done"
+    assert list((tmp_path / "results" / "logs").glob("*/launch_script.slurm"))
 
 
 def test_what_fails_is_named_and_the_others_finish(

@@ -1,9 +1,11 @@
 """The tasks a model is judged by, each recomputed by hand; and their data, wherever it lies."""
 
+import fcntl
 import json
 import math
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,30 @@ def test_an_error_of_ours_is_kept_with_its_traceback(place, tmp_path, monkeypatc
     monkeypatch.setattr(finetuning, "run", breaks)
     said = failure(tmp_path, job(place / "model", classification(place / "texts")))
     assert said["message"] == "KeyError: 'something'" and "in breaks" in said["traceback"]
+
+
+def test_a_job_that_a_killed_command_left_running_is_waited_for(place, tmp_path, monkeypatch):
+    from tessera.evaluation.jobs.records import Outcome
+    from tessera.evaluation.tasks import finetuning
+
+    def twice(*arguments):
+        raise AssertionError("the job was done again")
+
+    monkeypatch.setattr(finetuning, "run", twice)
+    asked = job(place / "model", classification(place / "texts"))
+    records = Records(out=tmp_path)
+    lock = tmp_path / ".running" / f"{asked.id}.lock"
+    lock.parent.mkdir()
+    work = JudgeWork(out=str(tmp_path), threads=1, command="c", device="cpu")
+    second = threading.Thread(target=work.do, args=(asked,))
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        second.start()
+        second.join(0.3)
+        assert second.is_alive(), "it did not wait"
+        records.finish(asked, Outcome(scores={}, validation={}, split="test"), {})
+    second.join(20)
+    assert not second.is_alive() and records.read_failure(asked) is None
 
 
 def test_what_does_not_fit_into_memory_is_done_in_parts_and_said():

@@ -260,7 +260,8 @@ def _decode_collection(kind: Any, value: Any, key: str, report: _Report) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             return report.add(key, f"expected names with values, got {value!r}")
-        removed = dataclasses.is_dataclass(inner[1])  # null takes away an entry of `extends`
+        members = get_args(inner[1]) or inner[1:]
+        removed = all(map(dataclasses.is_dataclass, members))  # null takes away one of `extends`
         items = {
             str(name): _decode(inner[1], item, f"{key}.{name}", report)
             for name, item in value.items()

@@ -95,7 +95,12 @@ def add_judging(parser: argparse.ArgumentParser) -> None:
         help="folder for index.html, results.json, results.csv and a record of each job: what is "
         "finished there is not done again",
     )
-    parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local")
+    parser.add_argument(
+        "--executor",
+        choices=["local", "slurm", "ray"],
+        help="where jobs run; more about it in the suite's `executor`, such as "
+        "executor.sbatch.gres=gpu:1",
+    )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="jobs at a time; a GPU each, else all cores"
     )
@@ -116,9 +121,9 @@ def judge_models(
     Raises:
         ConfigError: a model or an option is wrong, or jobs failed.
     """
+    from dataclasses import replace
     from functools import partial
 
-    from tessera.data.preparation.executors.executor import ExecutorConfig
     from tessera.evaluation.jobs.models import resolve
     from tessera.evaluation.jobs.running import Asked, judge
     from tessera.reporting.results_page import write_results_page
@@ -129,12 +134,14 @@ def judge_models(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out}: is a file; name a folder")
     command = shlex.join(["tessera", *sys.argv[1:]])
+    asked = {"name": options.executor, "workers": options.workers}
+    given = {name: value for name, value in asked.items() if value is not None}
     cells = judge(
         Asked(
             suite=suite,
             models=resolve(models, out),
             out=out,
-            executor=ExecutorConfig(name=options.executor, workers=options.workers),
+            executor=replace(suite.executor, **given),
             command=command,
             device=options.device,
             keep=keep,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tessera.config import ConfigError, load
+from tessera.data.preparation.executors.executor import ExecutorConfig
 from tessera.evaluation.tasks.config import Classification, Regression, Task
 
 FOLDER = Path(__file__).parents[3] / "yamls" / "evaluation"
@@ -21,6 +22,8 @@ class SuiteConfig:
     """By a name of yours."""
     seeds: list[int] = field(default_factory=lambda: [1618, 42, 6033])
     """The first chooses the point of the grid; the best point runs with all."""
+    executor: ExecutorConfig = ExecutorConfig()
+    """What runs the jobs; `--executor` and `--workers` win over it."""
 
     def __post_init__(self) -> None:
         problems = []

@@ -80,9 +80,14 @@ def _overview(
         f"<br><small>{escape(metrics[task])}</small></th>"
         for task in tasks
     )
+    meant = _meant(models, tasks, cells)
+    if meant:
+        head += f'<th scope="col">mean<br><small>of {len(meant)} tasks</small></th>'
     lines = ""
     for model in models:
         row = "".join(_cell(cells.get((model, task)), best[task], _anchor(task)) for task in tasks)
+        if meant:
+            row += f"<td>{100 * _mean_score(model, meant, cells):.1f}</td>"
         lines += f'<tr><th scope="row">{escape(model)}</th>{row}</tr>\n'
     return (
         f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>\n'

@@ -166,10 +166,15 @@ def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence
     executor = asked.executor
     if executor.name == "local" and executor.workers is None:
         executor = replace(executor, workers=max(1, len(gpus())))
-    workers = min(executor.processes, len(waiting)) if executor.name == "local" else 1
+    cores = len(os.sched_getaffinity(0))
+    threads = {
+        "local": max(1, cores // min(executor.processes, len(waiting))),
+        "slurm": None,  # what the node gives the job
+        "ray": 1,  # what a task is counted as there
+    }
     work = JudgeWork(
         out=str(asked.out.resolve()),
-        threads=max(1, len(os.sched_getaffinity(0)) // workers),
+        threads=threads[executor.name],
         command=asked.command,
         device=asked.device,
     )

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -38,24 +39,32 @@ class JudgeWork:
     """Does jobs and writes their records; a failed job is written down, and the next one begins."""
 
     out: str
-    threads: int
+    threads: int | None
+    """Of a job; None for all cores of the machine it finds itself on."""
     command: str
     device: str | None
     """`cpu`, `cuda`, or None for what there is."""
 
     def start(self) -> None:
         """Take a share of the machine, before torch counts what there is."""
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        os.environ["OMP_NUM_THREADS"] = str(self._threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if self.device != "cpu":
             _take_a_gpu()
 
+    @property
+    def _threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
     def do(self, job: Job) -> None:
         """Do a job, or find it done."""
         records = Records(out=Path(self.out))
-        if records.read(job) is not None and (not job.keep or records.trained(job).is_dir()):
-            return
+        with _alone(records.out / ".running" / f"{job.id}.lock"):
+            if records.read(job) is None or (job.keep and not records.trained(job).is_dir()):
+                self._do(job, records)
+
+    def _do(self, job: Job, records: Records) -> None:
         began = time.monotonic()
         scratch = Path(tempfile.mkdtemp(prefix="tessera-job-"))
         try:
@@ -83,7 +92,7 @@ class JudgeWork:
 
         from tessera.evaluation.jobs.models import random_start
 
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self._threads)
         cuda = torch.cuda.is_available() and self.device != "cpu"
         if self.device == "cuda" and not cuda:
             raise ValueError("--device cuda: torch sees no GPU here")
@@ -103,6 +112,18 @@ class JudgeWork:
             shutil.move(str(kept), place)
         name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         return replace(outcome, device=outcome.device or name)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process does the same job.
+
+    Where a command was killed, the job it was at may still be running, and will be finished.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def versions() -> dict[str, str]:
