@@ -44,7 +44,7 @@ from workloads import (
 from tessera.model.attention.backends import survey
 from tessera.model.compilation import graph_breaks
 from tessera.model.config import ModelConfig
-from tessera.model.flops import matmul_rate
+from tessera.model.device_rate import matmul_rate
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = [("base", 1024), ("base", 8192), ("large", 1024), ("large", 8192)]

@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tessera.model.config import ModelConfig
-from tessera.model.flops import matmul_rate, training_flops
+from tessera.model.device_rate import matmul_rate
+from tessera.model.flops import training_flops
 from tessera.model.modernbert import ModernBertForMaskedLM
 
 CONFIG = ModelConfig(

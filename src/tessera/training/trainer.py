@@ -23,7 +23,7 @@ from tessera.data.loader import Loader, LoaderState
 from tessera.data.validation import validation_batches
 from tessera.files import write_whole
 from tessera.model.attention.backends import choose
-from tessera.model.flops import matmul_rate
+from tessera.model.device_rate import matmul_rate
 from tessera.model.tiling import tile_weights
 from tessera.optim.optimizers import build_optimizer, remember_peak
 from tessera.quantities import short_number
