@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny_run import REPOSITORY, make_corpus, settings, train, write_yaml
 
 from tessera.cli.main import main
 from tessera.config import ConfigError
+from tessera.data.preparation.mds_writer import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,13 @@ def yaml_path(corpus, tmp_path):
 
 
 def refused(capsys, *arguments):
-    """The message of a command that ends with status 2; no traceback, nothing on stdout."""
+    """The message of a command that ends with status 2; no traceback, nothing on stdout.
+
+    But for `check`, which shows what the YAML says before what is wrong with it.
+    """
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
-    assert "Traceback" not in printed.err and not printed.out
+    assert "Traceback" not in printed.err and (not printed.out or arguments[0] == "check")
     return printed.err
 
 
@@ -61,6 +66,87 @@ def test_check_holds_the_duration_against_the_tokens_there_are(yaml_path, capsys
     named = [warning.split()[0] for warning in warnings]
     assert named == ["train_data.sources.web:", "train_data.sources.code:"]
     assert all("Up to 4 readings" in w and "arxiv.org/abs/2305.16264" in w for w in warnings)
+
+
+def test_check_of_several_phases_shows_them_as_one_run(corpus, tmp_path, capsys):
+    first = settings(corpus, tmp_path / "one")
+    second = settings(corpus, tmp_path / "two", start_from=str(tmp_path / "one"), seed=4)
+    second["optimizer"]["lr"] = 0.002
+    paths = [str(write_yaml(tmp_path / f"{n}.yaml", p)) for n, p in enumerate((first, second))]
+    assert main(["check", *paths, "batch.microbatch_rows=1", "--gpu", "4090"]) == 0
+    shown = capsys.readouterr().out
+    (tokens,) = [line.split() for line in shown.splitlines() if line.startswith("tokens")]
+    assert tokens == ["tokens", "8k", "8k"]
+    assert f"weights and optimizer of {tmp_path / 'one'}" in shown and "lr 0.01 -> 0.002" in shown
+    assert "epochs over all phases: web 0.86" in shown and "█" in shown
+    second["model"]["hidden_size"] = 64
+    write_yaml(tmp_path / "1.yaml", second)
+    assert "model.hidden_size: 64 here, 32 in" in refused(capsys, "check", *paths)
+
+
+def test_what_several_yamls_lack_is_said_once(corpus, tmp_path, capsys):
+    plain = settings(corpus, tmp_path / "one", tokenizer=str(tmp_path / "nowhere"))
+    paths = [str(write_yaml(tmp_path / f"{n}.yaml", plain)) for n in range(2)]
+    said = refused(capsys, "check", *paths)
+    assert said.count("nowhere") == 2 - 1 and "1.yaml: the same 1 problem" in said
+
+
+def test_check_speaks_json(yaml_path, capsys):
+    assert main(["check", str(yaml_path), "--json", "--gpu", "h100", "--price", "2"]) == 0
+    (phase,) = json.loads(capsys.readouterr().out)["phases"]
+    plan = phase["plan"]
+    assert phase["problems"] == phase["warnings"] == []
+    assert plan["price"] == 2 * plan["gpu_hours"] and plan["tokens"] == 8000
+    assert plan["mixture"]["sources"]["web"]["tokens_wanted"] == 4800
+    assert plan["memory"]["total"] == sum(v for k, v in plan["memory"].items() if k != "total")
+    assert main(["check", str(yaml_path), "--json", "tokenizer=./nowhere"]) == 2
+    (phase,) = json.loads(capsys.readouterr().out)["phases"]
+    assert "no such folder" in phase["problems"][0] and phase["plan"] is not None
+
+
+def test_a_phase_that_does_not_fit_a_gpu_is_told_what_would(yaml_path, capsys):
+    large = ["model.hidden_size=4096", "model.num_hidden_layers=64"]
+    arguments = ["check", str(yaml_path), *large, "train_data.row_tokens=8192", "--gpu", "4090"]
+    assert main(arguments) == 0
+    assert "a RTX 4090 24 GB has 24.0 GiB; not even 1 fits" in capsys.readouterr().out
+    assert "--gpu 4080: unknown; one of a100-40" in refused(
+        capsys, "check", yaml_path, "--gpu", "4080"
+    )
+
+
+def test_mistakes_of_value_and_missing_files_are_said_together(yaml_path, capsys):
+    said = refused(
+        capsys,
+        *("check", yaml_path, "batch.rows=0", "train_data.sources.web.local=/nowhere"),
+        *("tokenizer=./nor-here", "start_from=gone.pt"),
+    )
+    for expected in ("rows must be at least 1", "/nowhere", "nor-here", "'gone.pt' does not exist"):
+        assert said.count(expected) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("optimizer.lr=2", "optimizer.lr: 2 is far above"),
+        ("model.vocab_size=512", "model.vocab_size: 512 rows for the 255 tokens of"),
+    ],
+)
+def test_what_is_hardly_meant_is_said(yaml_path, capsys, change, says):
+    assert main(["check", str(yaml_path), change]) == 0
+    assert says in capsys.readouterr().out.partition("warning")[2]
+
+
+def test_a_validation_split_that_is_one_document_is_said(corpus, tmp_path, capsys):
+    local = shutil.copytree(corpus, tmp_path / "corpus")
+    shutil.rmtree(local / "web" / "validation")
+    documents = [("long", np.full(3000, 7, np.uint16)), ("short", np.full(30, 7, np.uint16))]
+    write_shards(
+        local / "web" / "validation", documents, vocab_size=255, tokenizer_fingerprint=None
+    )
+    assert (
+        main(["check", str(write_yaml(tmp_path / "a.yaml", settings(local, tmp_path / "r")))]) == 0
+    )
+    assert "one of the 2 validation documents of 'web' holds 99%" in capsys.readouterr().out
 
 
 def test_a_missing_source_is_said_once(yaml_path, capsys):
@@ -232,6 +318,19 @@ def test_a_text_without_a_mask_is_refused_before_losses_are_computed(
     model = yaml_path.parent / "model"
     arguments = ("evaluate", model, "--config", yaml_path, "--fill", "no mask here")
     assert "'no mask here' has no [MASK] to fill" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["chek", "a.yaml"], "chek: no such command; did you mean 'check'?"),
+        (["frobnicate"], "no such command; one of check, doctor"),
+        (["check", "a.yaml", "--optimizer.lr", "1e-3"], "are written optimizer.lr=1e-3"),
+        (["check", "a.yaml", "--optimizer.lr=1e-3"], "are written optimizer.lr=1e-3"),
+    ],
+)
+def test_what_was_meant_is_said_of_words_that_are_no_command_or_option(capsys, arguments, says):
+    assert says in refused(capsys, *arguments)
 
 
 def test_main_explains_itself():

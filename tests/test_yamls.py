@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.cli.check import parameters
 from tessera.config import load
 from tessera.evaluation.suites import SuiteConfig, load_suite
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.planning.memory import parameters
 from tessera.training.config import RunConfig
 
 YAMLS = Path(__file__).parent.parent / "yamls"

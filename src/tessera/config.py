@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "defined_in",
     "load",
+    "load_plain",
     "mistake",
     "refusal",
     "to_plain",
@@ -61,11 +62,20 @@ def mistake(error: BaseException) -> str | None:
 def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """Read a YAML file, with `extends` and dotted overrides, as the dataclass `cls`.
 
+    Raises:
+        ConfigError: naming the file and every key that is wrong, with what was likely meant.
+    """
+    return decode(cls, load_plain(path, overrides), str(_local(str(path))))
+
+
+def load_plain(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """The same as plain values, unchecked.
+
     `extends: other.yaml` (or a list) at any level of the file stands for the keys of that file,
     found beside the file that names it; keys beside `extends` win over those it brings.
 
     Raises:
-        ConfigError: naming the file and every key that is wrong, with what was likely meant.
+        ConfigError: a file cannot be read as YAML, or an override is none.
     """
     path = _local(str(path))
     content = _read(path, ())
@@ -74,10 +84,9 @@ def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) ->
     try:
         for override in overrides:
             tree = _override(tree, _keep_variables(override, keys))
-        plain = OmegaConf.to_container(tree, resolve=True)
+        return OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
-    return decode(cls, plain, str(path))
 
 
 def _local(text: str) -> Path:

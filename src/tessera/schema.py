@@ -23,11 +23,16 @@ _FAILED = object()
 class ConfigError(Exception):
     """A mistake of the user's: its text is all there is to say; the exit status is 2."""
 
+    problems: tuple[str, ...] = ()
+    """Each by itself, where the text lists several."""
+
 
 def refusal(subject: str, problems: Sequence[str]) -> ConfigError:
     """The error that lists problems under what has them."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ConfigError("\n  ".join([f"{subject}: {count}", *problems]))
+    error = ConfigError("\n  ".join([f"{subject}: {count}", *problems]))
+    error.problems = tuple(problems)
+    return error
 
 
 def decode(cls: type[Section], plain: Any, origin: str) -> Section:

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from tessera.training.config import RunConfig
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The positional `CONFIG [key=value ...]`."""
+def add_config(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The positional `CONFIG [key=value ...]`; or `several` YAMLs, which are among `overrides`."""
     parser.add_argument("config", help="the YAML of a phase")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    more = "CONFIG or key=value" if several else "key=value"
+    parser.add_argument("overrides", nargs="*", metavar=more)
 
 
 def load_config(options: argparse.Namespace) -> "RunConfig":

@@ -1,52 +1,103 @@
-"""`tessera check`: what a YAML would run, at a glance, or everything that is wrong with it."""
+"""`tessera check`: what YAMLs would run and need, at a glance, and everything wrong with them."""
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera import fetch
-from tessera.cli.arguments import add_config, at_least, load_config
-from tessera.config import defined_in, refusal
-from tessera.model.config import ModelConfig
+from tessera.cli.arguments import add_config, at_least
+from tessera.config import ConfigError, decode, defined_in, load_plain, refusal
 from tessera.training.config import RunConfig
 from tessera.training.remote.remote_run import has_begun
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
+    from tessera.planning.plan import Hardware, Plan
     from tessera.training.resume import Saved
 
-HELP = "What a YAML would run, or everything that is wrong with it."
-_BLOCKS = " .:-=+*#%@"
+HELP = "What YAMLs would run and need, or everything that is wrong with them."
+
+
+@dataclass(kw_only=True)
+class Checked:
+    """One YAML, looked at."""
+
+    path: str
+    problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)
+    """The recipe and what it needs; empty if its values are wrong."""
+    config: RunConfig | None = None
+    plan: "Plan | None" = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    add_config(parser)
+    add_config(parser, several=True)
     parser.add_argument("--world-size", type=int, default=1, metavar="N", help="GPUs in all")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="h100, h200, b200, a100-40, a100-80, l40s or 4090"
+    )
+    parser.add_argument("--price", type=float, metavar="X", help="of a GPU-hour")
+    parser.add_argument(
+        "--utilisation", type=float, metavar="X", help="share of the GPU's operations (0.25)"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs; exit status as ever")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the run in a dozen lines."""
-    world_size = at_least(1, "--world-size", options.world_size)
-    config = load_config(options)
-    print(describe(config, options.config, world_size, options.overrides))
-
-
-def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequence[str] = ()) -> str:
-    """The run in a dozen lines.
+    """Print each phase, or several as one run; then say what is wrong.
 
     Raises:
-        ConfigError: with every problem, if it would not run on `world_size` ranks.
+        ConfigError: with every problem of every YAML.
     """
+    hardware = _hardware(options)
+    paths = [options.config]
+    paths += [word for word in options.overrides if _is_yaml(word)]
+    overrides = [word for word in options.overrides if not _is_yaml(word)]
+    found: list[Checked] = []
+    for path in paths:
+        before = [each.config for each in found if each.config is not None]
+        found.append(check(path, overrides, hardware, before))
+    if options.json:
+        print(json.dumps({"phases": [_as_json(each) for each in found]}, indent=2))
+    else:
+        page = _page(found)
+        print("\n".join(page) + "\n" * bool(page), end="", flush=True)
+    if said := _refusals(found):
+        raise ConfigError("\n".join(said))
+
+
+def check(
+    path: str, overrides: Sequence[str], hardware: "Hardware", before: Sequence[RunConfig] = ()
+) -> Checked:
+    """Look at one YAML; what it would continue from may be what phases `before` it will write.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    plain = load_plain(path, overrides)
+    try:
+        config = decode(RunConfig, plain, path)
+    except ConfigError as error:
+        from tessera.training.preflight import missing_files
+
+        problems = [*error.problems, *missing_files(plain)]
+        return Checked(path=path, problems=[_located(p, path, overrides) for p in problems])
+
     from tessera.planning.mixture import mixture_lines
+    from tessera.planning.plan import lines_of, plan_of
+    from tessera.planning.recipe import recipe_lines
     from tessera.training.preflight import examine
 
     saved = _saved(config)
-    findings = examine(config, world_size, resuming=saved is not None)
-    found = findings.problems
+    findings = examine(config, hardware.world_size, resuming=saved is not None, planned=before)
+    problems, doubts = list(findings.problems), list(findings.doubts)
     changes: list[str] = []
     if saved is not None:
         from tessera.training.rate_jump import describe_jump
@@ -54,47 +105,96 @@ def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequenc
 
         try:
             changes = resumable(config, saved)
-            if not found and not saved.done(config.duration):
+            if not problems and not saved.done(config.duration):
                 changes += data_changes(config, saved)
-            findings.doubts.extend(skipped_too_late(config, saved))
+            doubts += skipped_too_late(config, saved)
         except ValueError as error:
-            found.append(str(error))
+            problems.append(str(error))
         jump = describe_jump(config, saved.run_config, saved.progress)
-        findings.doubts.extend([jump] if jump and not saved.done(config.duration) else [])
-    if found:
-        raise refusal(origin, [_located(problem, origin, overrides) for problem in found])
-    lines = {
-        "run": f"{config.name}, in {config.run_folder}",
-        "model": _model(config.model),
-        "starts from": _start(config, findings.origin)
-        if saved is None
-        else _continuation(config, saved),
-        "length": _length(config),
-        "batch": _batch(config, world_size),
-        "rows": (
-            f"{config.train_data.row_tokens:,} token slots each, segments of up to "
-            f"{config.train_data.max_seq_len:,}; {config.train_data.lanes} lanes"
-        ),
-        "data": "\n".join([_sources(config), *mixture_lines(findings.readings)]),
-        "masking": _masking(config),
-        "optimizer": (
-            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "
-            f"weight decay {config.optimizer.weight_decay:g}"
-        ),
-        "schedule": f"{config.schedule.name}  {_curve(config)}",
-        "evaluation": f"every {config.evaluation.interval or 'phase'}",
-        "checkpoints": f"every {config.checkpoints.interval or 'phase'}, "
-        f"keep {config.checkpoints.keep}",
-    }
+        doubts += [jump] if jump and not saved.done(config.duration) else []
+    begins = _start(config, findings.origin) if saved is None else _continuation(config, saved)
+    plan = plan_of(config, findings.readings, hardware)
+    lines = recipe_lines(config, hardware.world_size, begins)
+    lines["data"] = "\n".join([lines["data"], *mixture_lines(findings.readings)])
+    lines |= lines_of(plan)
     if changes:
         lines["changed"] = "\n".join(changes)
-    if findings.doubts:
-        lines["warning"] = "\n".join(findings.doubts)
-    width = max(map(len, lines)) + 2
-    margin = "\n" + " " * width  # what is several things stands one below the other
-    return "\n".join(
-        f"{name:<{width}}{text.replace(chr(10), margin)}" for name, text in lines.items()
+    return Checked(
+        path=path,
+        problems=[_located(problem, path, overrides) for problem in problems],
+        doubts=[*doubts, *plan.doubts()],
+        lines=lines,
+        config=config,
+        plan=plan,
     )
+
+
+def _hardware(options: argparse.Namespace) -> "Hardware":
+    from tessera.planning.gpus import gpu_of
+    from tessera.planning.plan import Hardware
+
+    used, price = options.utilisation, options.price
+    if used is not None and not 0 < used <= 1:
+        raise ConfigError(f"--utilisation is a share, in (0, 1]; got {used:g}")
+    if price is not None and not price >= 0:
+        raise ConfigError(f"--price must not be negative; got {price:g}")
+    return Hardware(
+        world_size=at_least(1, "--world-size", options.world_size),
+        gpu=None if options.gpu is None else gpu_of(options.gpu),
+        utilisation=used,
+        price=price,
+    )
+
+
+def _is_yaml(word: str) -> bool:
+    return "=" not in word and word.endswith((".yaml", ".yml"))
+
+
+def _page(found: Sequence[Checked]) -> list[str]:
+    """One phase in its lines; several in a table, with curves and what each is warned of."""
+    if len(found) == 1:
+        lines = dict(found[0].lines)
+        if found[0].doubts:
+            lines["warning"] = "\n".join(found[0].doubts)
+        width = max(map(len, lines), default=0) + 2
+        margin = "\n" + " " * width  # what is several things stands one below the other
+        return [f"{name:<{width}}{text.replace(chr(10), margin)}" for name, text in lines.items()]
+    from tessera.planning.chain import chain_lines
+
+    plans = [each.plan for each in found if each.plan is not None]
+    page = chain_lines(plans) if plans else []
+    return [*page, *(f"warning  {each.path}: {text}" for each in found for text in each.doubts)]
+
+
+def _refusals(found: Sequence[Checked]) -> list[str]:
+    """What is wrong with each YAML; what several have in common is said once."""
+    said: set[str] = set()
+    texts = []
+    for each in found:
+        bare = {problem: re.sub(r" \(from [^)]*\):", ":", problem) for problem in each.problems}
+        new = [problem for problem in each.problems if bare[problem] not in said]
+        again = len(each.problems) - len(new)
+        said |= set(bare.values())
+        if again:
+            new.append(f"{again} said above")
+        if each.problems:
+            texts.append(
+                str(refusal(each.path, new))
+                if new[:-1] or not again
+                else f"{each.path}: the same {again} problems"
+            )
+    return texts
+
+
+def _as_json(checked: Checked) -> dict:
+    from tessera.planning.plan import plan_json
+
+    return {
+        "yaml": checked.path,
+        "problems": checked.problems,
+        "warnings": checked.doubts,
+        "plan": None if checked.plan is None else plan_json(checked.plan),
+    }
 
 
 def _located(problem: str, origin: str, overrides: Sequence[str]) -> str:
@@ -106,23 +206,6 @@ def _located(problem: str, origin: str, overrides: Sequence[str]) -> str:
     if path is None or path == Path(origin):
         return problem
     return f"{key} (from {os.path.normpath(path)}){colon}{text}"
-
-
-def parameters(config: ModelConfig) -> int:
-    """Trainable numbers of the model, the tied decoder counted once."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    layer = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
-    ends = config.vocab_size * hidden + hidden + hidden + hidden * hidden + hidden
-    return config.num_hidden_layers * layer - hidden + ends + config.vocab_size
-
-
-def _model(config: ModelConfig) -> str:
-    return (
-        f"{parameters(config):,} parameters: {config.num_hidden_layers} layers of "
-        f"{config.hidden_size}, {config.num_attention_heads} heads, window "
-        f"{config.local_attention}, theta {config.global_rope_theta:g} / "
-        f"{config.local_rope_theta:g}"
-    )
 
 
 def _saved(config: RunConfig) -> "Saved | None":
@@ -153,64 +236,12 @@ def _continuation(config: RunConfig, saved: "Saved") -> str:
 def _start(config: RunConfig, origin: "Checkpoint | None") -> str:
     if config.initial_weights is not None:
         return f"tiles of {config.initial_weights.tile} ({config.initial_weights.mode})"
-    if config.start_from is None or origin is None:
+    if config.start_from is None:
         return "random weights"
+    if origin is None:
+        return f"{config.start_from.checkpoint}, which is not there yet"
     both = config.start_from.optimizer and origin.optimizer is not None
     carried = "weights and optimizer" if both else "weights"
     rate = origin.learning_rate
     stopped = f"; it stopped at lr {rate:g}" if rate is not None else ""
     return f"{carried} of {config.start_from.checkpoint}{stopped}"
-
-
-def _length(config: RunConfig) -> str:
-    if config.duration.unit != "tok":
-        return str(config.duration)
-    full = config.batch.rows * config.train_data.row_tokens
-    steps = config.duration.value / full
-    warmup = config.batch.warmup
-    if warmup is not None:
-        sizes = range(warmup.initial_rows, config.batch.rows, warmup.increment_rows)
-        each = warmup.over.value / config.train_data.row_tokens / max(1, sum(sizes))
-        steps += len(sizes) * each - warmup.over.value / full
-    return f"{config.duration.value:,} real tokens, about {steps:,.0f} steps"
-
-
-def _batch(config: RunConfig, world_size: int) -> str:
-    rows, tokens = config.batch.rows, config.train_data.row_tokens
-    micro = config.batch.microbatch_rows
-    per_rank = rows // world_size
-    text = (
-        f"{rows} rows, {rows * tokens:,} token slots; {per_rank} rows a rank in "
-        f"{-(-per_rank // micro)} microbatches of up to {micro}"
-    )
-    warmup = config.batch.warmup
-    if warmup is not None:
-        text += (
-            f"; grows from {warmup.initial_rows} rows in steps of {warmup.increment_rows} "
-            f"over {warmup.over.value:,} tokens"
-        )
-    return text
-
-
-def _sources(config: RunConfig) -> str:
-    sources = config.train_data.sources
-    total = sum(source.weight for source in sources.values())
-    shares = [f"{name} {s.weight / total:.0%}" for name, s in sources.items() if s.weight]
-    return ", ".join(shares)
-
-
-def _masking(config: RunConfig) -> str:
-    masking = config.train_data.masking
-    text = f"{masking.rate:.0%}"
-    if masking.final_rate is not None:
-        text += f" to {masking.final_rate:.0%} over {masking.over}"
-    return f"{text} in training, {config.evaluation.masking_rate:.0%} in evaluation"
-
-
-def _curve(config: RunConfig, points: int = 48) -> str:
-    """The learning rate over the phase as a line of characters, with its first and last value."""
-    total = config.duration.value
-    rates = [config.schedule.multiplier(total * i // (points - 1), total) for i in range(points)]
-    drawn = "".join(_BLOCKS[round(rate * (len(_BLOCKS) - 1))] for rate in rates)
-    peak = config.optimizer.lr
-    return f"|{drawn}|  {rates[0] * peak:.2g} .. {max(rates) * peak:.2g} .. {rates[-1] * peak:.2g}"

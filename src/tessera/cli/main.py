@@ -6,8 +6,10 @@ the paths in it are right.
 """
 
 import argparse
+import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ from tessera.cli import (
     release,
     report,
 )
-from tessera.config import mistake
+from tessera.config import ConfigError, mistake
 
 COMMANDS = {
     "check": check,
@@ -43,7 +45,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = parser().parse_args(arguments)
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    except ConfigError as error:
+        print(f"tessera: {error}", file=sys.stderr)
+        return 2
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("tessera").setLevel(logging.INFO)
     logging.getLogger("tessera.model").setLevel(logging.WARNING)
@@ -60,6 +66,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tessera: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; keys of a YAML may stand behind options too.
+
+    Raises:
+        ConfigError: there is no such command, or a key was written as an option.
+    """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        close = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(COMMANDS)}"
+        raise ConfigError(f"{arguments[0]}: no such command; {hint}")
+    options, rest = parser().parse_known_args(arguments)
+    if not hasattr(options, "overrides"):
+        return parser().parse_args(arguments)
+    for number, word in enumerate(rest):
+        key = re.fullmatch(r"--([A-Za-z_]\w*(?:\.\w+)+)(?:=(.*))?", word)
+        if key is not None:
+            value = key[2] or next(iter(rest[number + 1 :]), "VALUE")
+            raise ConfigError(f"{word}: keys of the YAML are written {key[1]}={value}")
+        if word.startswith("-"):
+            return parser().parse_args(arguments)  # whose message names the options there are
+    options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:

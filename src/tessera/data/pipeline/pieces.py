@@ -57,3 +57,16 @@ class Cut:
         if not self.split:
             pieces, lengths = np.minimum(pieces, 1), np.minimum(lengths, self.room)
         return pieces, lengths + FRAME_TOKENS * pieces
+
+    def segments(self, lengths: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The segments of documents of these lengths, none of them empty.
+
+        Returns:
+            (tokens of a segment, how many such segments) for full ones and for each last one.
+        """
+        pieces, tokens = self.totals(lengths)
+        full = np.full_like(lengths, self.max_seq_len)
+        return [
+            (full, pieces - 1),
+            (tokens - (pieces - 1) * self.max_seq_len, np.ones_like(pieces)),
+        ]

@@ -5,28 +5,37 @@ imported only to read a checkpoint that exists.
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera import fetch
+from tessera.config import ConfigError, decode
 from tessera.data.config import SourceConfig
-from tessera.data.sources.source import Documents, open_source
+from tessera.data.sources.source import Documents
 from tessera.data.supply import Reading, readings
 from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
-from tessera.paths import is_remote
+from tessera.paths import SOURCE, is_remote
 from tessera.quantities import Duration, short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
+from tessera.training.preflight.sources import (
+    one_document_is_all,
+    repeated_too_often,
+    source_problems,
+)
 from tessera.training.remote import remote_run
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint
 
-MOST_EPOCHS = 4
-"""Readings of a source that are about as good as new text (https://arxiv.org/abs/2305.16264)."""
+
+MOST_RATE = 0.05
+"""A peak learning rate above this is said to be hardly meant."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,13 @@ class Findings:
     """What `start_from` or `initial_weights` names, read: whoever goes on need not read again."""
 
 
-def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
+def examine(
+    config: RunConfig,
+    world_size: int,
+    *,
+    resuming: bool,
+    planned: Sequence[RunConfig] = (),
+) -> Findings:
     """Everything that can be known before the phase runs.
 
     Args:
@@ -51,6 +66,7 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
         world_size: ranks it is to run on.
         resuming: whether the phase has begun: what it once started from has then done its part,
             may be gone, and is not looked at.
+        planned: phases that will have run before, whose checkpoints need not be there yet.
     """
     found = [
         *_folder_problems(config.folder),
@@ -77,44 +93,88 @@ def examine(config: RunConfig, world_size: int, *, resuming: bool) -> Findings:
         )
     elsewhere = config.evaluation.sources
     whole = config.train_data.on_bad_shard == "stop"
-    opened: dict[str, Documents] = {}
+    doubts += _values_in_doubt(config, tokenizer)
+    opened: dict[tuple[str, str], Documents] = {}
     for name, source in config.train_data.sources.items():
         if source.weight > 0:
             splits = [source.split, source.validation_split if elsewhere is None else None]
             key = f"train_data.sources.{name}"
             found += source_problems(key, name, source, splits, tokenizer, opened, whole=whole)
     frame = None if tokenizer is None else (tokenizer.cls_id, tokenizer.sep_id)
-    read = readings(config.train_data, config.batch, config.duration, frame, opened)
+    train = {
+        name: opened[name, source.split]
+        for name, source in config.train_data.sources.items()
+        if (name, source.split) in opened
+    }
+    read = readings(config.train_data, config.batch, config.duration, frame, train)
     doubts += filter(None, map(repeated_too_often, read))
     for name, source in (elsewhere or {}).items():
         key = f"evaluation.sources.{name}"
         splits = [source.validation_split]
-        found += source_problems(key, name, source, splits, tokenizer, whole=whole)
+        found += source_problems(key, name, source, splits, tokenizer, opened, whole=whole)
+    for name, source in (config.train_data.sources if elsewhere is None else elsewhere).items():
+        documents = opened.get((name, source.validation_split or ""))
+        if documents is not None and source.validation_split not in (None, source.split):
+            doubts += filter(None, [one_document_is_all(name, documents)])
     origin = None
     if not resuming and (named := origin_of(config)) is not None:
-        about = _examine_origin(*named, config, tokenizer)
+        coming = _planned_origin(named[1], planned)
+        about = (
+            _examine_origin(*named, config, tokenizer)
+            if coming is None
+            else Findings(_other_shape(*named, coming.model, config.model))
+        )
         found += about.problems
         doubts += about.doubts
         origin = about.origin
     return Findings(found, doubts, read, origin)
 
 
-def repeated_too_often(reading: Reading) -> str | None:
-    """A doubt if a phase reads a source again and again; none if that is not known."""
-    epochs, tokens, wanted = reading.epochs, reading.supply.tokens, reading.wanted
-    if tokens == 0:
-        return (
-            f"train_data.sources.{reading.name}: no document has a length between its "
-            "min_document_tokens and max_document_tokens"
+def missing_files(plain: JsonObject) -> list[str]:
+    """What a configuration names that is not there, where its values are too wrong to be examined.
+
+    Args:
+        plain: the resolved YAML; sections that are wrong themselves are passed over.
+    """
+    found = []
+    tokenizer = plain.get("tokenizer")
+    if isinstance(tokenizer, str):
+        try:
+            load_tokenizer(SOURCE.parse(tokenizer), quiet=True)
+        except ValueError as error:
+            found.append(f"tokenizer: {error}")
+    data = plain.get("train_data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for name, section in (sources if isinstance(sources, dict) else {}).items():
+        with suppress(ConfigError):
+            source = decode(SourceConfig, section, name)
+            splits = [source.split, source.validation_split] if source.weight > 0 else []
+            key = f"train_data.sources.{name}"
+            found += source_problems(key, name, source, splits, None, whole=False)
+    origin = plain.get("start_from")
+    origin = origin.get("checkpoint") if isinstance(origin, dict) else origin
+    if isinstance(origin, str) and not is_remote(origin) and not Path(origin).exists():
+        found.append(_no_origin("start_from", origin))
+    return found
+
+
+def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str]:
+    """Values that are allowed, and hardly meant."""
+    found = []
+    if config.optimizer.lr > MOST_RATE:
+        found.append(
+            f"optimizer.lr: {config.optimizer.lr:g} is far above what trains (the recipe's peak is "
+            "8e-4; small models take up to some 1e-2)"
         )
-    if epochs is None or epochs <= MOST_EPOCHS or wanted is None:
-        return None
-    return (
-        f"train_data.sources.{reading.name}: its {short_number(tokens or 0)} tokens would be read "
-        f"{short_number(epochs)} times to make {short_number(wanted)}. Up to {MOST_EPOCHS} "
-        "readings teach about as much as new text, more teach less and less "
-        "(https://arxiv.org/abs/2305.16264): add text, lower its weight, or shorten duration"
-    )
+    rows = config.model.vocab_size
+    if tokenizer is not None and rows >= 1.5 * tokenizer.size:
+        idle = (rows - tokenizer.size) * config.model.hidden_size
+        found.append(
+            f"model.vocab_size: {rows:,} rows for the {tokenizer.size:,} tokens of "
+            f"{config.tokenizer}: {short_number(idle)} parameters that no token uses; "
+            f"{-(-tokenizer.size // 64) * 64} would do"
+        )
+    return found
 
 
 def _folder_problems(folder: Path) -> list[str]:
@@ -135,53 +195,6 @@ def _folder_problems(folder: Path) -> list[str]:
     ]
 
 
-def source_problems(
-    key: str,
-    name: str,
-    source: SourceConfig,
-    splits: list[str | None],
-    tokenizer: Tokenizer | None,
-    opened: "dict[str, Documents] | None" = None,
-    *,
-    whole: bool,
-) -> list[str]:
-    """What keeps a source from being read.
-
-    Args:
-        key: of the source in the YAML.
-        name: of the source.
-        source: where it is.
-        splits: its splits that are read.
-        tokenizer: what training reads it with, if known.
-        opened: the training split is put here under its name, for whoever looks into it next.
-        whole: whether no shard may be passed over.
-    """
-    if source.remote is not None:
-        return []
-    found = []
-    for split in filter(lambda split: split is not None, splits):
-        try:
-            documents = open_source(name, source, split or "", None)
-        except ValueError as error:
-            found.append(f"{key}: {error}")
-            if not Path(source.local).exists():
-                break  # the other split is missing with the whole folder
-            continue
-        if opened is not None and split == source.split:
-            opened[name] = documents
-        made_by = documents.tokenizer_fingerprint
-        folder = Path(source.local) / (split or "")
-        if tokenizer is not None and made_by not in (None, tokenizer.fingerprint):
-            found.append(
-                f"{key}: the shards in {folder} were made with another tokenizer than "
-                f"{tokenizer.name}; name the tokenizer they were made with, or prepare them again"
-            )
-            break  # the other split's would say it again
-        if whole and (lacking := documents.lacking()):
-            found.append(f"{key}: {lacking}; copy them again, or name the remote they are at")
-    return found
-
-
 def origin_of(config: RunConfig) -> tuple[str, str] | None:
     """The key that names what a phase begins with, and its path; None for random weights."""
     if config.start_from is not None:
@@ -195,8 +208,7 @@ def _examine_origin(
     key: str, path: str, config: RunConfig, tokenizer: Tokenizer | None
 ) -> Findings:
     if not is_remote(path) and not Path(path).exists():
-        text = f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
-        return Findings([text])
+        return Findings([_no_origin(key, path)])
     try:
         found_at = fetch.local(path)
         from tessera.checkpoints.reader import read_checkpoint
@@ -204,15 +216,7 @@ def _examine_origin(
         checkpoint = read_checkpoint(found_at)
     except ValueError as error:
         return Findings([f"{key}: {error}"])
-    found = []
-    if key == "start_from":
-        theirs, ours = _shape(checkpoint.model_config), _shape(config.model)
-        for name, value in vars(ours).items():
-            if vars(theirs)[name] != value:
-                found.append(
-                    f"model.{name}: {value} here, {vars(theirs)[name]} in {path} ({key}); a phase "
-                    "continues the architecture of the one before"
-                )
+    found = _other_shape(key, path, checkpoint.model_config, config.model)
     if checkpoint.tokenizer_files is not None and tokenizer is not None:
         trained_with = tokenizer_of(checkpoint.tokenizer_files, f"in {path}")
         if trained_with.fingerprint != tokenizer.fingerprint:
@@ -221,6 +225,30 @@ def _examine_origin(
         return Findings(found, origin=checkpoint)
     doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
     return Findings(found, doubts, origin=checkpoint)
+
+
+def _no_origin(key: str, path: str) -> str:
+    return f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
+
+
+def _planned_origin(path: str, planned: Sequence[RunConfig]) -> RunConfig | None:
+    """The phase that is to write what does not exist yet."""
+    if not is_remote(path) and Path(path).exists():
+        return None
+    writes = (p for p in planned if f"{path}/".startswith(f"{p.run_folder.rstrip('/')}/"))
+    return next(writes, None)
+
+
+def _other_shape(key: str, path: str, theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    if key != "start_from":
+        return []
+    theirs, ours = _shape(theirs), _shape(ours)
+    return [
+        f"model.{name}: {value} here, {vars(theirs)[name]} in {path} ({key}); a phase continues "
+        "the architecture of the one before"
+        for name, value in vars(ours).items()
+        if vars(theirs)[name] != value
+    ]
 
 
 def _other_tokenizer(key: str, path: str, trained_with: Tokenizer, ours: Tokenizer) -> str:

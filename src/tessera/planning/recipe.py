@@ -1,0 +1,100 @@
+"""A phase's settings at a glance: what somebody who knows the recipe looks for."""
+
+from tessera.model.config import ModelConfig
+from tessera.planning.drawing import bars
+from tessera.planning.memory import parameters
+from tessera.training.config import RunConfig
+
+
+def recipe_lines(config: RunConfig, world_size: int, begins: str) -> dict[str, str]:
+    """A line for each part of the configuration, by its name.
+
+    Args:
+        config: of the phase.
+        world_size: GPUs in all.
+        begins: what it starts from.
+    """
+    return {
+        "run": f"{config.name}, in {config.run_folder}",
+        "model": _model(config.model),
+        "starts from": begins,
+        "length": _length(config),
+        "batch": _batch(config, world_size),
+        "rows": (
+            f"{config.train_data.row_tokens:,} token slots each, segments of up to "
+            f"{config.train_data.max_seq_len:,}; {config.train_data.lanes} lanes"
+        ),
+        "data": _sources(config),
+        "masking": _masking(config),
+        "optimizer": (
+            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "
+            f"weight decay {config.optimizer.weight_decay:g}"
+        ),
+        "schedule": f"{config.schedule.name}  {_curve(config)}",
+        "evaluation": f"every {config.evaluation.interval or 'phase'}",
+        "checkpoints": f"every {config.checkpoints.interval or 'phase'}, "
+        f"keep {config.checkpoints.keep}",
+    }
+
+
+def _model(config: ModelConfig) -> str:
+    return (
+        f"{parameters(config):,} parameters: {config.num_hidden_layers} layers of "
+        f"{config.hidden_size}, {config.num_attention_heads} heads, window "
+        f"{config.local_attention}, theta {config.global_rope_theta:g} / "
+        f"{config.local_rope_theta:g}"
+    )
+
+
+def _length(config: RunConfig) -> str:
+    if config.duration.unit != "tok":
+        return str(config.duration)
+    full = config.batch.rows * config.train_data.row_tokens
+    steps = config.duration.value / full
+    warmup = config.batch.warmup
+    if warmup is not None:
+        sizes = range(warmup.initial_rows, config.batch.rows, warmup.increment_rows)
+        each = warmup.over.value / config.train_data.row_tokens / max(1, sum(sizes))
+        steps += len(sizes) * each - warmup.over.value / full
+    return f"{config.duration.value:,} real tokens, about {steps:,.0f} steps"
+
+
+def _batch(config: RunConfig, world_size: int) -> str:
+    rows, tokens = config.batch.rows, config.train_data.row_tokens
+    micro = config.batch.microbatch_rows
+    per_rank = rows // world_size
+    text = (
+        f"{rows} rows, {rows * tokens:,} token slots; {per_rank} rows a rank in "
+        f"{-(-per_rank // micro)} microbatches of up to {micro}"
+    )
+    warmup = config.batch.warmup
+    if warmup is not None:
+        text += (
+            f"; grows from {warmup.initial_rows} rows in steps of {warmup.increment_rows} "
+            f"over {warmup.over.value:,} tokens"
+        )
+    return text
+
+
+def _sources(config: RunConfig) -> str:
+    sources = config.train_data.sources
+    total = sum(source.weight for source in sources.values())
+    shares = [f"{name} {s.weight / total:.0%}" for name, s in sources.items() if s.weight]
+    return ", ".join(shares)
+
+
+def _masking(config: RunConfig) -> str:
+    masking = config.train_data.masking
+    text = f"{masking.rate:.0%}"
+    if masking.final_rate is not None:
+        text += f" to {masking.final_rate:.0%} over {masking.over}"
+    return f"{text} in training, {config.evaluation.masking_rate:.0%} in evaluation"
+
+
+def _curve(config: RunConfig, points: int = 48) -> str:
+    """The learning rate over the phase as a line of characters, with its first and last value."""
+    total = config.duration.value
+    rates = [config.schedule.multiplier(total * i // (points - 1), total) for i in range(points)]
+    (drawn,) = bars(rates)
+    peak = config.optimizer.lr
+    return f"|{drawn}|  {rates[0] * peak:.2g} .. {max(rates) * peak:.2g} .. {rates[-1] * peak:.2g}"
