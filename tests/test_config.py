@@ -1,10 +1,13 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from tessera.config import ConfigError, defined_in, load, mistake, to_plain, to_yaml
 from tessera.quantities import ByteSize, Duration
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,3 +266,31 @@ def test_only_what_this_project_raises_speaks_to_users():
     torn = {"rows": 0, "cursors": [], "drawn": [], "waiting": [1, 2]}
     inside_c = raised(lambda: LaneState.from_json(torn))
     assert "zip()" in str(inside_c) and mistake(inside_c) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("learning_rate", "optimizer.lr"),
+        ("optimizer.learning_rate", "optimizer.lr"),
+        ("micro_batch_size", "batch.microbatch_rows"),
+        ("batch.micro_batch_size", "batch.microbatch_rows"),
+        ("max_steps", "duration, such as 10000ba"),
+    ],
+)
+def test_what_other_programs_call_a_key_is_told_by_its_name_here(key, says):
+    from tessera.training.config import RunConfig
+
+    with pytest.raises(ConfigError) as refused:
+        load(RunConfig, REPOSITORY / "yamls" / "phase1.yaml", [f"{key}=1"])
+    assert f"{key}: unknown '{key.rpartition('.')[2]}'; here it is {says}" in str(refused.value)
+
+
+def test_what_other_names_point_to_exists():
+    from tessera.schema import _keys
+    from tessera.training.config import RunConfig
+
+    keys = set(_keys(RunConfig, ""))
+    first = {text.split(",")[0].split(":")[0].split(" ")[0] for text in RunConfig.KNOWN_AS.values()}
+    assert first - {"nothing"} <= keys
+    assert not set(RunConfig.KNOWN_AS) & {key for key in keys if "." not in key}

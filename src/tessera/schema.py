@@ -101,7 +101,10 @@ def to_yaml(value: Any) -> str:
 
 
 class _Report:
-    """Collects problems by dotted key, and knows the whole schema for suggestions."""
+    """Collects problems by dotted key, and knows the whole schema for suggestions.
+
+    A schema may have `KNOWN_AS`: what other programs call its keys, and what they are here.
+    """
 
     def __init__(self, schema: Any, problems: dict[str, list[str]]) -> None:
         self.schema = schema
@@ -114,6 +117,9 @@ class _Report:
     def suggest(
         self, name: str, fields: Sequence[str], likelier: Sequence[str] = (), prefix: str = ""
     ) -> str:
+        elsewhere = getattr(self.schema, "KNOWN_AS", {}).get(name)
+        if elsewhere is not None:
+            return f"here it is {elsewhere}"
         close = difflib.get_close_matches(name, likelier, n=1)
         close = close or difflib.get_close_matches(name, fields, n=1)
         if close:

@@ -25,6 +25,7 @@ from tessera.cli import (
     merge,
     release,
     report,
+    shapes,
 )
 from tessera.config import ConfigError, mistake
 
@@ -40,6 +41,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "finetune": finetune,
     "report": report,
+    "shapes": shapes,
 }
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tessera.data.batch_schedule import check_world_size, world_problems
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
@@ -187,6 +187,43 @@ class SpikeConfig:
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One phase of training, from one YAML."""
+
+    KNOWN_AS: ClassVar[dict[str, str]] = {
+        "learning_rate": "optimizer.lr",
+        "max_lr": "optimizer.lr",
+        "betas": "optimizer.betas",
+        "max_grad_norm": "optimizer.clip_norm",
+        "warmup_steps": "schedule.warmup, such as 1000ba or 3e9tok",
+        "lr_scheduler_type": "schedule.name",
+        "max_steps": "duration, such as 10000ba, or in tokens, 3e9tok",
+        "max_duration": "duration, such as 10000ba, or in tokens, 3e9tok",
+        "num_train_epochs": "duration in tokens; `tessera check` says how many epochs that makes",
+        "epochs": "duration in tokens; `tessera check` says how many epochs that makes",
+        "micro_batch_size": "batch.microbatch_rows, in rows of train_data.row_tokens",
+        "device_train_microbatch_size": "batch.microbatch_rows, in rows of train_data.row_tokens",
+        "per_device_train_batch_size": "batch.microbatch_rows, in rows of train_data.row_tokens",
+        "global_train_batch_size": "batch.rows, over all GPUs",
+        "batch_size": "batch.rows, over all GPUs",
+        "gradient_accumulation_steps": "batch.rows / (GPUs * batch.microbatch_rows)",
+        "max_length": "train_data.max_seq_len",
+        "max_seq_length": "train_data.max_seq_len",
+        "mlm_probability": "train_data.masking.rate",
+        "output_dir": "run_folder",
+        "save_folder": "run_folder",
+        "save_steps": "checkpoints.interval, such as 1000ba",
+        "save_interval": "checkpoints.interval, such as 1000ba",
+        "save_total_limit": "checkpoints.keep",
+        "eval_steps": "evaluation.interval, such as 1000ba",
+        "eval_interval": "evaluation.interval, such as 1000ba",
+        "bf16": "compute.precision: amp_bf16",
+        "fp16": "compute.precision: amp_bf16",
+        "gradient_checkpointing": "compute.activation_checkpointing",
+        "resume_from_checkpoint": "nothing: the same command resumes",
+        "load_path": "start_from",
+        "model_name_or_path": "start_from",
+        "tokenizer_name": "tokenizer",
+    }
+    """What Trainer's, Composer's and other users call these keys."""
 
     run_folder: RunPath
     """Where the phase keeps its resolved config, metrics and checkpoints; one phase each."""
