@@ -8,11 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from tiny_run import REPOSITORY, make_corpus, settings, train, write_yaml
 
 from tessera.cli.main import main
 from tessera.config import ConfigError
 from tessera.data.preparation.mds_writer import write_shards
+
+SHORT = {"schedule": {"name": "constant"}, "evaluation": {"at_end": False}, "checkpoints": {}}
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,26 @@ def test_check_holds_the_duration_against_the_tokens_there_are(yaml_path, capsys
     named = [warning.split()[0] for warning in warnings]
     assert named == ["train_data.sources.web:", "train_data.sources.code:"]
     assert all("Up to 4 readings" in w and "arxiv.org/abs/2305.16264" in w for w in warnings)
+
+
+def test_a_yaml_for_ones_own_shards_is_ready_to_check_and_train(corpus, tmp_path, capsys):
+    out = tmp_path / "mine.yaml"
+    arguments = ["--out", str(out), "--run-folder", str(tmp_path / "run"), "--size", "tiny"]
+    assert main(["init", str(corpus), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "22.5k tokens in 2 sources, read 4 times" in said and f"tessera check {out}" in said
+    assert main(["check", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "warning" not in shown
+    sources = [
+        line.split() for line in shown.splitlines() if line.split()[:1] in (["web"], ["code"])
+    ]
+    assert [line[4] for line in sources] == ["4.00", "4.00"]
+    assert train({**yaml.safe_load(out.read_text()), "duration": "2ba", **SHORT}) == 0
+    capsys.readouterr()
+    assert "exists already" in refused(capsys, "init", corpus, *arguments)
+    empty = ["--out", str(tmp_path / "other.yaml")]
+    assert "holds no finished shards" in refused(capsys, "init", tmp_path / "run", *empty)
 
 
 def test_check_of_several_phases_shows_them_as_one_run(corpus, tmp_path, capsys):
@@ -324,7 +347,7 @@ def test_a_text_without_a_mask_is_refused_before_losses_are_computed(
     ("arguments", "says"),
     [
         (["chek", "a.yaml"], "chek: no such command; did you mean 'check'?"),
-        (["frobnicate"], "no such command; one of check, doctor"),
+        (["frobnicate"], "no such command; one of init, check, doctor"),
         (["check", "a.yaml", "--optimizer.lr", "1e-3"], "are written optimizer.lr=1e-3"),
         (["check", "a.yaml", "--optimizer.lr=1e-3"], "are written optimizer.lr=1e-3"),
     ],

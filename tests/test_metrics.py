@@ -303,3 +303,11 @@ def test_wandb_works_offline(corpus, tmp_path):
     left = list((folder / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(left) == 2, "of the same run, one for each start"
     assert os.environ["WANDB_FINISH_TIMEOUT"], "a service out of reach is not waited for"
+
+
+def test_no_step_uses_more_than_all_of_a_device(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("tessera.training.trainer.matmul_rate", lambda *_, **__: 1.0)
+    more = {"duration": "4ba", "evaluation__at_end": False}
+    assert tiny_run.train(tiny_run.settings(corpus, tmp_path / "run", **more)) == 0
+    used = [record["mfu"] for record in tiny_run.metrics(tmp_path / "run")]
+    assert used[0] == 1 and all(0 < share <= 1 for share in used)

@@ -25,11 +25,12 @@ from tessera.cli import (
     merge,
     release,
     report,
-    shapes,
 )
+from tessera.cli.planning import init, shapes
 from tessera.config import ConfigError, mistake
 
 COMMANDS = {
+    "init": init,
     "check": check,
     "doctor": doctor,
     "import": import_,

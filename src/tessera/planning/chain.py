@@ -18,8 +18,10 @@ def chain_lines(plans: Sequence[Plan]) -> list[str]:
     lines = [*_table(plans), ""]
     if all(plan.work.tokens for plan in plans):
         lines += [*_curves(plans), ""]
-    for plan, before in zip(plans, [None, *plans[:-1]], strict=True):
-        lines.append(f"{plan.config.name}: {handed_on(plan.config, before and before.config)}")
+    before: RunConfig | None = None
+    for plan in plans:
+        lines.append(f"{plan.config.name}: {handed_on(plan.config, before)}")
+        before = plan.config
     return [*lines, *_read_altogether(plans)]
 
 

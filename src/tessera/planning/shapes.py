@@ -106,7 +106,7 @@ def shapes(
     good += [
         shape_of(replace(config, vocab_size=vocab_size), length, gpus, slots, name)
         for name, config in PUBLISHED.items()
-        if config.hidden_size in widths
+        if budget / 3 < parameters(config) < 3 * budget
     ]
     good.sort(key=lambda s: (-s.config.num_hidden_layers, -s.worst, not s.name))
     return good, rejected

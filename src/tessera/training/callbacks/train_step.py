@@ -50,7 +50,7 @@ class TrainStep(Callback):
     stop_signal: Callable[[], int | None]
     sinks: Sinks
     peak_flops: float = 0.0
-    """Of one device; 0 if unknown."""
+    """Of one device, the most that was seen of it in this run; 0 if unknown."""
     step: Step | None = None
     """The one that is being done, or was done last."""
     batch: RankBatch | None = None
@@ -146,7 +146,11 @@ class TrainStep(Callback):
 
     def _record(self, step: Step, seconds: float) -> Record:
         group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
-        peak = self.peak_flops * distributed.world_size()
+        # A device that did more than it was measured to be able to was measured in a bad moment.
+        world_size = distributed.world_size()
+        if self.peak_flops:
+            self.peak_flops = max(self.peak_flops, step.flops / seconds / world_size)
+        peak = self.peak_flops * world_size
         return {
             "kind": "step",
             "step": self.clock.steps,

@@ -1,0 +1,1 @@
+"""Commands for before there is a YAML."""
