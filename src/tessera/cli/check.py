@@ -89,7 +89,30 @@ def check(
 
         problems = [*error.problems, *missing_files(plain)]
         return Checked(path=path, problems=[_located(p, path, overrides) for p in problems])
+    return _checked(config, path, overrides, hardware, before)
 
+
+def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequence[str] = ()) -> str:
+    """The page of one phase.
+
+    Raises:
+        ConfigError: with every problem, if it would not run on `world_size` ranks.
+    """
+    from tessera.planning.plan import Hardware
+
+    found = _checked(config, origin, overrides, Hardware(world_size=world_size), ())
+    if found.problems:
+        raise refusal(origin, found.problems)
+    return "\n".join(_page([found]))
+
+
+def _checked(
+    config: RunConfig,
+    path: str,
+    overrides: Sequence[str],
+    hardware: "Hardware",
+    before: Sequence[RunConfig],
+) -> Checked:
     from tessera.planning.mixture import mixture_lines
     from tessera.planning.plan import lines_of, plan_of
     from tessera.planning.recipe import recipe_lines
