@@ -108,12 +108,12 @@ def test_a_json_array_larger_than_a_block_is_read_in_pieces(tmp_path, monkeypatc
 def test_a_mixed_folder_is_read_whole_and_the_rest_is_listed_by_ending(tmp_path):
     (tmp_path / "a.jsonl").write_text(LINES)
     (tmp_path / "e.txt").write_text("a text")
-    for name in ("x.pdf", "y.pdf", "z.warc.gz", "LICENSE", ".DS_Store", "README.md"):
+    for name in ("x.pdf", "y.pdf", "z.docx.gz", "LICENSE", ".DS_Store", "README.md"):
         (tmp_path / name).write_text("x")
     assert read(tmp_path) == TEXTS | {"e.txt": "a text"}
     lines = "\n".join(discover(str(tmp_path)).lines())
     assert "left out 2 unreadable files (.pdf): x.pdf, y.pdf" in lines
-    assert "left out 1 unreadable files (.gz): z.warc.gz" in lines
+    assert "left out 1 unreadable files (.gz): z.docx.gz" in lines
     assert "left out 1 unreadable files (without an ending): LICENSE" in lines
     assert "left out 1 hidden files: .DS_Store" in lines
     assert "left out 1 files that describe the data beside it: README.md" in lines
