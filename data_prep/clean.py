@@ -113,6 +113,9 @@ def sources(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
     found = named_sources(arguments, arguments.input)
     rules = by_name("--filters", arguments.filters, list(found), "")
+    for asked in rules.values():
+        if twice := [rule for rule in asked.split(",") if asked.split(",").count(rule) > 1]:
+            raise ValueError(f"--filters: {twice[0]} is named twice")
     columns = arguments.columns.split(",") if arguments.columns else []
     return {
         name: {
@@ -128,7 +131,16 @@ def evaluation_texts(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]
     """The evaluation texts by name, as a YAML would list them."""
     from tessera.data.preparation.inputs import by_name, parse_inputs
 
-    found = {source.name: source.path for source in parse_inputs(arguments.against)}
+    found: dict[str, str] = {}
+    for source in parse_inputs(arguments.against):
+        if source.name in found:
+            raise ValueError(
+                f"--against: '{source.name}' names both {found[source.name]} and {source.path}; "
+                "write NAME=ADDRESS"
+            )
+        found[source.name] = source.path
+    if arguments.against_words and not found:
+        raise ValueError("--against-words counts for --against, and there is none")
     columns = by_name("--against-column", arguments.against_column, list(found), "text")
     return {
         name: {"path": path, "columns": columns[name].split(",")} for name, path in found.items()

@@ -112,9 +112,10 @@ def train(arguments: argparse.Namespace, corpora: list[Input]) -> int:
         fitting = -(-existing.size // 64) * 64 if existing else DEFAULT_VOCAB_SIZE
         arguments.vocab_size = fitting
     if arguments.vocab_size < 256 + len(SPECIAL_TOKENS) or arguments.vocab_size % 64:
+        near = max(-(-arguments.vocab_size // 64) * 64, 320)
         raise ValueError(
-            f"--vocab-size {arguments.vocab_size}: it must hold 256 bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens, and be a multiple of 64 to be fast"
+            f"--vocab-size {arguments.vocab_size}: must hold 256 bytes and {len(SPECIAL_TOKENS)} "
+            f"special tokens, and be a multiple of 64, as GPUs like it; such as {near}"
         )
     if arguments.max_token_bytes is not None and arguments.max_token_bytes < 4:
         raise ValueError(

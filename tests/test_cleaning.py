@@ -322,6 +322,40 @@ def test_documents_that_share_words_with_evaluation_texts_are_removed_and_the_wo
     assert "against glue: 6 texts" in said and "3 of them are shorter" in said
 
 
+def test_words_are_found_where_a_long_document_is_cut_to_be_judged(tmp_path):
+    pytest.importorskip("datatrove")
+    from tessera.data.preparation.cleaning import datatrove_shingles as shingles
+
+    text = prose(7, 9000).replace("\n", " ")
+    cut = shingles._PIECE_CHARACTERS
+    assert len(text) > 1.2 * cut
+    for start in range(cut - 120, cut + 60, 7):
+        begin = text.index(" ", start) + 1
+        words = " ".join(text[begin : begin + 300].split()[:13])
+        folder = tmp_path / str(start)
+        shingles.index_runs(folder, "e", [words], 13)
+        assert shingles.Contamination(folder, 13).of(text), words
+        assert shingles.Contamination(folder, 13).of(text.replace(words, words[:-3])) is None
+
+
+def test_numbers_and_marks_are_told_apart_case_and_punctuation_are_not(tmp_path):
+    pytest.importorskip("datatrove")
+    from tessera.data.preparation.cleaning.datatrove_shingles import Contamination, Keys, index_runs
+    from tessera.data.preparation.config import DuplicatesConfig
+
+    rows = [f"station {i} measured {7 * i} degrees at {i}:{3 * i} and {5 * i} more" for i in (2, 9)]
+    keys = [Keys(DuplicatesConfig()).of(row) for row in rows]
+    assert not (keys[0] == keys[1]).any()
+    index_runs(tmp_path, "e", ["A man has 12 apples and sold 7"], 5)
+    found = Contamination(tmp_path, 5)
+    assert found.of("the man has 99 apples and sold 31") is None
+    assert found.of("-- A MAN, has 12 APPLES!") == ("e", "a man has 12 apples")
+    thai = "\u0e01\u0e34 \u0e01\u0e35 \u0e01\u0e36 \u0e01\u0e37 \u0e01\u0e38"
+    index_runs(tmp_path / "thai", "t", [thai], 5)
+    assert Contamination(tmp_path / "thai", 5).of(thai)
+    assert Contamination(tmp_path / "thai", 5).of("\u0e01 " * 9) is None
+
+
 def test_evaluation_texts_that_are_all_too_short_are_refused(clean, tmp_path):
     write_jsonl(tmp_path / "c.jsonl", [{"id": "1", "text": prose(1)}])
     write_jsonl(tmp_path / "t.jsonl", [{"text": "yes"}, {"text": "no"}])
@@ -368,6 +402,23 @@ def test_repositories_are_joined_over_parts_of_the_input(clean, tmp_path):
     for repo in range(7):
         texts = [row["text"] for row in in_order if row["repo"] == f"r{repo}"]
         assert found[f"r{repo}"] == "\n\n".join(texts)
+
+
+def test_numbers_put_documents_in_order_by_their_size_and_a_mixture_is_said(clean, tmp_path):
+    orders = {"a": [10, 9, 2, 100], "b": [3, "x", None, 1]}
+    rows = [
+        {"id": f"{repo}{n}", "text": f"{repo}-{n}", "repo": repo, "n": n}
+        for repo, numbers in orders.items()
+        for n in numbers
+    ]
+    write_jsonl(tmp_path / "c.jsonl", rows)
+    join = {"by": "repo", "order": "n", "separator": " "}
+    source = {"path": str(tmp_path / "c.jsonl"), "join": join}
+    status, said = clean("--config", write_yaml(tmp_path, sources={"c": source}))
+    assert status == 0, said
+    texts = [document["text"] for document in read(tmp_path / "out/c")]
+    assert texts == ["a-2 a-9 a-10 a-100", "b-1 b-3 b-x b-None"]
+    assert "of 1 of these the order mixes numbers, text and nothing" in said
 
 
 # ---- the same whatever happens
@@ -468,6 +519,42 @@ def test_mistakes_are_one_message_that_names_them(clean, corpora, tmp_path):
     assert "sources.web.filters.c4.lines: no such option; there are split_paragraph" in said
     assert "sources.web.filters.language: there is no model nowhere.bin" in said
     refused("--filters is of one source", "--config", recipe, "--filters", "c4")
+
+
+def test_what_would_be_ignored_or_read_again_is_refused(clean, corpora, tmp_path):
+    source = f"web={corpora / 'web'}"
+    out = ["--out", tmp_path / "elsewhere"]
+    write_jsonl(tmp_path / "a" / "eval.jsonl", [{"text": prose(1)}])
+    write_jsonl(tmp_path / "b" / "eval.jsonl", [{"text": prose(2)}])
+    both = ["--against", tmp_path / "a" / "eval.jsonl", "--against", tmp_path / "b" / "eval.jsonl"]
+    for expected, arguments in {
+        "'eval' names both": [source, *out, *both],
+        "--against-words counts for --against": [source, *out, "--against-words", 5],
+        "must be from 1 to 200": [source, *out, *both[:2], "--against-words", 10**13],
+        "c4 is named twice": [source, *out, "--filters", "c4,c4"],
+        "given twice for 'web': c4 and fineweb": [
+            *(source, *out, "--filters", "web=c4", "--filters", "web=fineweb"),
+        ],
+        "none is named at all": [source, *out, "--against-column", "zz=text"],
+        "lies in": [source, "--out", corpora / "web"],
+        "cannot name a source": [f"cleaning.json={corpora / 'web'}", *out],
+        "is a file; name a folder": [source, "--out", corpora / "books.jsonl"],
+    }.items():
+        status, said = clean(*arguments)
+        assert status == 2 and expected in said, (expected, said)
+    wrong = {"gopher_quality": {"min_doc_words": "abc", "max_doc_words": -5}}
+    wrong["c4"] = {"filter_policy": "maybe", "min_num_sentences": -1}
+    web = {"path": str(corpora / "web"), "filters": wrong}
+    many = {"words": 10**8, "hashes": 0}
+    status, said = clean("--config", write_yaml(tmp_path, sources={"web": web}))
+    assert status == 2
+    assert "gopher_quality.min_doc_words: expected a number from 0, got 'abc'" in said
+    assert "gopher_quality.max_doc_words: expected a number from 0, got -5" in said
+    assert "c4.filter_policy: expected true or false, got 'maybe'" in said
+    assert "min_num_sentences" not in said
+    status, said = clean("--config", write_yaml(tmp_path, sources={}, duplicates=many))
+    assert status == 2 and "duplicates.words: must be from 1 to 200; got 100000000" in said
+    assert "duplicates.hashes: must be from 1 to 200; got 0" in said
 
 
 def test_other_options_do_not_replace_what_is_there_unasked(clean, corpora):

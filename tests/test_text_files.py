@@ -418,3 +418,15 @@ def test_a_huge_row_of_a_parquet_file_is_not_read_with_a_thousand_others(tmp_pat
         patch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", spy)
         assert len(list(records.records(str(tmp_path / "n.parquet"), Reading(), Notes()))) == 12
     assert seen and max(seen) <= records._BYTES_AT_ONCE // 10_000
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("text,text\nhello,1\nx,y\n")
+    with pytest.raises(ValueError, match="line 1 names the column 'text' twice"):
+        read(tmp_path / "a.csv")
+
+
+def test_the_text_column_is_named_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text(LINES)
+    with pytest.raises(ValueError, match="--text-column is given twice for 'x': a and b"):
+        parse_inputs([f"x={tmp_path / 'a.jsonl'}"], ["x=a", "x=b"])

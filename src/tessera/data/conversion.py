@@ -46,6 +46,11 @@ def convert(
         yield f"{target}: {summary['documents']:,} documents, {summary['tokens']:,} tokens"
 
 
+_ENOUGH_TOKENS = 200
+_TOO_MUCH_PADDING = 0.3
+"""Half of the ids are 0 where 8-byte ids are read as 4-byte ones."""
+
+
 def _documents(
     folder: Path, tokenizer: Tokenizer, column: str, dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -69,6 +74,7 @@ def _documents(
             )
     names: list[str] = []
     texts: list[str] = []
+    seen = padding = 0
     for number, sample in enumerate(_samples(folder)):
         name, value = str(sample.get(ID_COLUMN, number)), sample[column]
         if isinstance(value, str):
@@ -78,7 +84,15 @@ def _documents(
                 yield from zip(names, tokenizer.encode_batch(texts), strict=True)
                 names, texts = [], []
         else:
-            yield name, _bare(_token_ids(value, dtype, folder, name), tokenizer)
+            tokens = _token_ids(value, dtype, folder, name)
+            seen, padding = seen + len(tokens), padding + int((tokens == tokenizer.pad_id).sum())
+            if seen > _ENOUGH_TOKENS and padding > seen * _TOO_MUCH_PADDING:
+                raise ValueError(
+                    f"{folder}: {padding} of the first {seen} token ids are [PAD] "
+                    f"({tokenizer.pad_id}): another --dtype than {dtype}, or another tokenizer, "
+                    "made them"
+                )
+            yield name, _bare(tokens, tokenizer)
     yield from zip(names, tokenizer.encode_batch(texts), strict=True)
 
 

@@ -77,11 +77,14 @@ def _names_taken(sources: dict[str, Any], taken: tuple[str, ...]) -> list[str]:
     return [
         f"sources: '{name}' cannot name a source: it is taken, or no folder's name"
         for name in sources
-        if not name or "/" in name or name in taken
+        if not name or "/" in name or name in taken or name[0] in "._" or name.endswith(".json")
     ]
 
 
 # ---- cleaning
+
+_MOST = 200
+"""Of words in a row, and of what MinHash counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +137,9 @@ class DuplicatesConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}: must be at least 1; got {getattr(self, name)}"
+            f"{name}: must be from 1 to {_MOST}; got {getattr(self, name)}"
             for name in ("words", "buckets", "hashes")
-            if getattr(self, name) < 1
+            if not 1 <= getattr(self, name) <= _MOST
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -175,8 +178,8 @@ class CleanConfig:
         problems = _names_taken(self.sources, ("removed", "work", "logs"))
         if not _SMALLEST <= self.part_size.value < _LARGEST:
             problems.append(f"part_size: must be from 1kb to 2gb; got {self.part_size}")
-        if self.against_words < 1:
-            problems.append(f"against_words: must be at least 1; got {self.against_words}")
+        if not 1 <= self.against_words <= _MOST:
+            problems.append(f"against_words: must be from 1 to {_MOST}; got {self.against_words}")
         problems += [
             f"against: '{name}' cannot name evaluation text: no file's name"
             for name in self.against

@@ -14,7 +14,7 @@ from tessera.data.preparation.formats.discovery import Found, discover, kind_of
 from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.places import File
 from tessera.data.preparation.text_files import Part, read_rows
-from tessera.paths import is_remote
+from tessera.paths import absolute, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -137,15 +137,26 @@ def by_name(
     option: str, texts: Sequence[str], names: Sequence[str], default: str
 ) -> dict[str, str]:
     """The value of an option for each input."""
-    by_name: dict[str, str] = {}
+    given: dict[str, str] = {}
     for text in texts:
         name, separator, own = text.partition("=")
-        if not separator:
-            default = text
-        elif name in names:
-            by_name[name] = own
-        else:
-            raise ValueError(
-                f"{option} {text}: no input is named '{name}'; there are {', '.join(names)}"
-            )
-    return {name: by_name.get(name, default) for name in names}
+        name, value = (name, own) if separator else ("", text)
+        if name and name not in names:
+            there = f"there are {', '.join(names)}" if names else "none is named at all"
+            raise ValueError(f"{option} {text}: no input is named '{name}'; {there}")
+        if name in given:
+            of = f"'{name}'" if name else "all"
+            raise ValueError(f"{option} is given twice for {of}: {given[name]} and {value}")
+        given[name] = value
+    return {name: given.get(name, given.get("", default)) for name in names}
+
+
+def refuse_output_inside(path: str, out: str) -> None:
+    """Refuse to write into the folder that is read: the next time it would be read too.
+
+    Raises:
+        ValueError: naming both.
+    """
+    folder = absolute(places.root_of(path) or ".") if not places.is_file(path) else ""
+    if folder and f"{absolute(out)}/".startswith(f"{folder.rstrip('/')}/"):
+        raise ValueError(f"--out {out}: lies in {path}, which is read; choose another folder")

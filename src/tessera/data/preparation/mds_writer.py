@@ -199,9 +199,11 @@ def compressor(name: str | None) -> tuple[str, Callable[[bytes], bytes]] | None:
     if not name:
         return None
     kind, _, level = name.partition(":")
-    if (level and not level.isdigit()) or kind not in ("zstd", "gz", "bz2", "br", "snappy"):
+    most = {"zstd": 22, "gz": 9, "bz2": 9, "br": 11, "snappy": 0}
+    if (level and not level.isdigit()) or kind not in most or int(level or 0) > most[kind]:
         raise ValueError(
-            f"--compression {name}: one of zstd, gz, bz2, br, snappy, or such as zstd:7"
+            f"--compression {name}: one of zstd, gz, bz2, br, snappy, or such as zstd:7 "
+            "(up to zstd:22, gz:9, bz2:9, br:11)"
         )
     number = int(level) if level else None
     if kind == "gz":

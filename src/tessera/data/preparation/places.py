@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 from tessera.files import write_whole
 from tessera.paths import ANYWHERE, is_remote
 from tessera.retry import persistently
+
+log = logging.getLogger(__name__)
 
 _BUFFER_BYTES = 1 << 22
 _ATTEMPTS = 5
@@ -246,7 +249,7 @@ def _file_system(scheme: str, pid: int) -> Any:
         store = fs.S3FileSystem(
             endpoint_override=endpoint,
             region=region or ("us-east-1" if endpoint else None),
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
             request_timeout=60,
             connect_timeout=10,
             allow_delayed_open=True,  # small objects in one request instead of three
@@ -333,6 +336,7 @@ def patiently(action: Callable[[], Result]) -> Result:
         attempts=_ATTEMPTS,
         first_pause_seconds=0.5,
         is_final=lambda error: not isinstance(error, Interrupted),
+        before_pause=lambda attempt, seconds, error: log.warning("%s; trying again", error),
     )
 
 

@@ -13,7 +13,7 @@ from tessera.data.preparation import places
 from tessera.data.preparation.config import SourceConfig, TokenizeConfig
 from tessera.data.preparation.executors.executor import Plan, fingerprint_of, log_folder, run
 from tessera.data.preparation.formats.records import Reading
-from tessera.data.preparation.inputs import Input, input_of
+from tessera.data.preparation.inputs import Input, input_of, refuse_output_inside
 from tessera.data.preparation.mds_writer import compressor
 from tessera.data.preparation.places import File
 from tessera.data.preparation.shard_folders import ShardFolder, shard_folder
@@ -99,6 +99,7 @@ def plan_splits(config: TokenizeConfig, tokenizer: Tokenizer) -> list[Split]:
     splits = []
     for name, about in config.sources.items():
         source = input_of(name, about, ignore_split_names=config.ignore_split_names)
+        refuse_output_inside(source.path, f"{places.expanded(config.out)}/{name}")
         files = source.found.splits
         cut = {
             split: cut_into_parts(chosen, source.root, config.part_size.value, source.reading)

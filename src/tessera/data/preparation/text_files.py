@@ -203,7 +203,10 @@ def _document(record: Any, reading: Reading, place: str, notes: Notes) -> Docume
 def _others(record: Any, names: Sequence[str], place: str) -> dict[str, Any]:
     found = {name: _column(record, name) for name in names}
     if missing := [name for name, value in found.items() if value is _ABSENT]:
-        raise ValueError(f"no column '{missing[0]}' at {place}; correct the columns to keep")
+        raise ValueError(
+            f"no column '{missing[0]}' at {place}; correct what asks for it (columns, join.by or "
+            "join.order)"
+        )
     return found
 
 

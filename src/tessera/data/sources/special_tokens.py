@@ -83,8 +83,8 @@ class Framing:
             if any(found):
                 self._say(
                     logging.INFO,
-                    "its documents hold [CLS] and [SEP] already; they are taken off, since rows "
-                    "add their own",
+                    f"its documents hold {' and '.join(_named(found))} already, which "
+                    "is taken off, since rows add their own",
                 )
         return self._of_shard[shard]
 
@@ -106,6 +106,13 @@ class Framing:
             return False, False
         first, last = ({int(document[place]) for document in tokens} for place in (0, -1))
         found = first == {self._cls_id}, last == {self._sep_id}
+        some = self._cls_id in first, self._sep_id in last
+        if some != found:
+            self._say(
+                logging.WARNING,
+                f"some of its documents hold {' and '.join(_named(some))} and others do not: those "
+                "that do get a second one; `tessera data convert` takes it off",
+            )
         if not any(found) and len(tokens) >= _ENOUGH and len(first) == len(last) == 1:
             self._say(
                 logging.WARNING,
@@ -119,3 +126,7 @@ class Framing:
         if self._name not in _said:
             _said.add(self._name)
             log.log(level, "source '%s': %s", self._name, text)
+
+
+def _named(found: tuple[bool, bool]) -> list[str]:
+    return [name for name, there in zip(("[CLS]", "[SEP]"), found, strict=True) if there]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tessera.data.preparation import places
 from tessera.data.preparation.cleaning.stages import PartTask
 from tessera.data.preparation.config import CleanConfig, EvaluationTextConfig, SourceConfig
 from tessera.data.preparation.formats.discovery import UNFINISHED
-from tessera.data.preparation.inputs import Input, input_of
+from tessera.data.preparation.inputs import Input, input_of, refuse_output_inside
 from tessera.data.preparation.text_files import cut_into_parts
 from tessera.paths import absolute, is_remote, join
 
@@ -34,6 +35,8 @@ class Corpus:
 
 def corpus_of(config: CleanConfig) -> Corpus:
     """The parts of all sources: validation splits first, so that training loses the copies."""
+    if os.path.isfile(config.out):
+        raise ValueError(f"--out {config.out}: is a file; name a folder")
     if not config.sources:
         raise ValueError("no input: name sources, such as web=crawl/")
     inputs = {
@@ -46,6 +49,7 @@ def corpus_of(config: CleanConfig) -> Corpus:
         for name, about in config.sources.items()
     }
     for name, source in inputs.items():
+        refuse_output_inside(source.path, config.out)
         if _is_inside(source.path, text_folder(config, name)):
             raise ValueError(f"{source.path}: is where the text of '{name}' goes; choose another")
     found = [

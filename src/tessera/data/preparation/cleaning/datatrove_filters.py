@@ -80,6 +80,7 @@ def problems(filters: Mapping[str, Mapping[str, Any]]) -> list[str]:
             for name in options
             if name not in known
         ]
+        found += _wrong_values(rule, options)
         model = options.get("model" if rule == "language" else "model_url")
         if model is not None and "://" not in str(model) and not os.path.isfile(model):
             found.append(f"filters.{rule}: there is no model {model}; name a fastText .bin")
@@ -87,6 +88,26 @@ def problems(filters: Mapping[str, Mapping[str, Any]]) -> list[str]:
             found.append("filters.classifier.model_url: missing; name a fastText .bin")
         if rule == "classifier" and not {"keep_labels", "remove_labels"} & set(options):
             found.append("filters.classifier: name keep_labels or remove_labels, as [label, score]")
+    return found
+
+
+def _wrong_values(rule: str, options: Mapping[str, Any]) -> list[str]:
+    """Values that are of another kind than the rule's own."""
+    found = []
+    for name, parameter in inspect.signature(_RULES[rule].__init__).parameters.items():
+        default, value = parameter.default, options.get(name)
+        if value is None or default is None or default is inspect.Parameter.empty:
+            continue
+        if isinstance(default, bool):
+            right, kind = isinstance(value, bool), "true or false"
+        elif isinstance(default, int | float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            off = rule == "c4" and value == -1  # its way to leave a check out
+            right, kind = number and (value >= 0 or off), "a number from 0"
+        else:
+            continue
+        if not right:
+            found.append(f"filters.{rule}.{name}: expected {kind}, got {value!r}")
     return found
 
 

@@ -1,5 +1,6 @@
 """Runs of words, hashed as datatrove does: keys of near copies, and words of evaluation texts."""
 
+import itertools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,16 @@ from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
 
 from tessera.data.preparation.cleaning.datatrove_filters import WORDS
+from tessera.data.preparation.cleaning.words import WORD, stands_alone
 from tessera.data.preparation.config import DuplicatesConfig
 
 _PIECE_CHARACTERS = 1 << 18
 _INDEX = ".index.hashes"
+_BLANK = re.compile(r"\s")
 _NO_KEY = 0
-_ANY = TextNormConfig()
-_ASCII = TextNormConfig(norm_unicode_diacritics=False)
-"""The same for text without accents to take off, in half the time."""
+_NORM = TextNormConfig(norm_unicode_diacritics=False, norm_numbers=False)
+"""Case, blanks and punctuation do not count. Unlike datatrove's default, numbers do (or all rows of
+a table are near copies), and so do marks (vowels of Hindi and Thai are marks)."""
 
 
 class Keys:
@@ -36,7 +39,14 @@ class Keys:
         self._bands = config.bands
         self._buckets = config.buckets
         if self._bands > 1:
-            self._ascii, self._any = (_signatures(config, norm) for norm in (_ASCII, _ANY))
+            minhash = MinhashConfig(
+                n_grams=config.words,
+                num_buckets=config.buckets,
+                hashes_per_bucket=config.hashes,
+                norm_config=_NORM,
+            )
+            # It makes no file unless it is run.
+            self._of = MinhashDedupSignature(tempfile.gettempdir(), minhash, language=WORDS)
 
     def of(self, text: str) -> np.ndarray:
         """(bands,) uint64; 0 where a text has too few words to have near copies."""
@@ -52,72 +62,64 @@ class Keys:
         """The smallest hash of all shingles under each permutation, in bounded memory."""
         smallest = None
         for piece in _pieces(text):
-            of = self._ascii if piece.isascii() else self._any
-            shingles = of.get_shingles(piece)
+            shingles = self._of.get_shingles(piece)
             if shingles.size:
-                found = np.concatenate(of.get_signature(shingles)).astype(np.uint64)
+                found = np.concatenate(self._of.get_signature(shingles)).astype(np.uint64)
                 smallest = found if smallest is None else np.minimum(smallest, found)
         return smallest
 
 
-def _signatures(config: DuplicatesConfig, norm: TextNormConfig) -> MinhashDedupSignature:
-    minhash = MinhashConfig(
-        n_grams=config.words,
-        num_buckets=config.buckets,
-        hashes_per_bucket=config.hashes,
-        norm_config=norm,
-    )
-    return MinhashDedupSignature(tempfile.gettempdir(), minhash, language=WORDS)  # writes no file
+def _pieces(text: str, overlap: int = 0) -> Iterator[str]:
+    """A long text cut between words, each piece with so many words of the next one.
 
-
-def _pieces(text: str) -> Iterator[str]:
-    """A long text cut between words; shingles over a cut are few, and left out in every copy."""
+    Without an overlap the shingles over a cut are left out: few of many, for near copies.
+    """
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
-        found = re.compile(r"\s").search(text, start + _PIECE_CHARACTERS)
-        end = found.end() if found and found.end() < start + 2 * _PIECE_CHARACTERS else 0
-        end = end or start + _PIECE_CHARACTERS
-        yield text[start:end]
+        latest = start + _PIECE_CHARACTERS
+        found = _BLANK.search(text, latest, latest + _PIECE_CHARACTERS)
+        end = found.end() if found else latest
+        after = (m for m in WORD.finditer(text, end) if any(map(str.isalnum, m.group())))
+        last = next(itertools.islice(after, overlap - 1, None), None) if overlap else None
+        yield text[start : last.end() if last else len(text) if overlap else end]
         start = end
     yield text[start:]
 
 
-def index_runs(folder: Path, name: str, texts: Iterable[str], words: int) -> tuple[int, int]:
+def index_runs(folder: Path, name: str, texts: Iterable[str], words: int) -> dict[str, int]:
     """Write the hashes of every run of words in evaluation texts, as `Contamination` reads them.
 
     Returns:
-        How many runs there are, and how many of the texts have fewer words.
+        How many texts and runs there are, how many texts have fewer words, and in how many more
+        than half of the words are single characters of scripts without blanks.
     """
-    of, short = create_hash_func(NGramsDecontConfig().hash_config), 0
+    of = create_hash_func(NGramsDecontConfig().hash_config)
+    counts = {"texts": 0, "too_short": 0, "without_blanks": 0}
     hashes: set[int] = set()
     for text in texts:
-        found = WORDS.word_tokenize(simplify_text(text))
-        short += len(found) < words
+        found = WORDS.word_tokenize(simplify_text(text, _NORM))
+        counts["texts"] += 1
+        counts["too_short"] += len(found) < words
+        counts["without_blanks"] += 2 * sum(map(stands_alone, found)) > len(found)
         hashes.update(of(" ".join(run)) for run in ngrams(found, words))
     folder.mkdir(parents=True, exist_ok=True)
     np.array(sorted(hashes), np.uint64).tofile(folder / f"{name}{_INDEX}")
-    return len(hashes), short
+    return {**counts, "runs": len(hashes)}
 
 
 class Contamination:
     """Finds documents that share a run of words with an evaluation text."""
 
     def __init__(self, folder: Path, words: int) -> None:
-        self._ascii, self._any = (
-            NGramsDecontFilter(
-                str(folder), NGramsDecontConfig(n_grams=words, norm_config=norm), language=WORDS
-            )
-            for norm in (_ASCII, _ANY)
-        )
-        self._any.load_index_hashes()
-        self._ascii._index_hashes = self._any._index_hashes
+        config = NGramsDecontConfig(n_grams=words, norm_config=_NORM)
+        self._filter = NGramsDecontFilter(str(folder), config, language=WORDS)
+        self._overlap = words - 1
 
     def of(self, text: str) -> tuple[str, str] | None:
         """(name of the evaluation set, the words), or None."""
-        for piece in _pieces(text):
+        for piece in _pieces(text, self._overlap):
             document = Document(text=piece, id="")
-            check = self._ascii if piece.isascii() else self._any
-            if check.filter(document) is not True:
+            if self._filter.filter(document) is not True:
                 found = document.metadata
                 return str(found["contaminated_task"]), str(found["contaminated_ngram"])
         return None

@@ -35,10 +35,13 @@ def shelve(folder: WorkFolder, number: int, texts: Path, by: str, shelves: int) 
 
 def join_documents(
     folder: WorkFolder, parts: Sequence[int], shelf: int, config: JoinConfig
-) -> Iterator[tuple[dict[str, Any], int]]:
-    """The joined documents of a shelf, in the order of their values, and how many each holds.
+) -> Iterator[tuple[dict[str, Any], int, bool]]:
+    """The joined documents of a shelf, in the order of their values.
 
     A document without a value stays as it is.
+
+    Yields:
+        The document, how many it holds, and whether their order is mixed (`is_mixed`).
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for number in parts:
@@ -49,13 +52,27 @@ def join_documents(
                 document = json.loads(line)
                 value = document[config.by]
                 if value in (None, ""):
-                    yield document, 1
+                    yield document, 1, False
                 else:
                     groups.setdefault(str(value), []).append(document)
     for value, members in sorted(groups.items()):
-        if (order := config.order) is not None:
-            members.sort(key=lambda member: str(member[order]))
-        yield from _joined(value, members, config)
+        if config.order is not None:
+            members.sort(key=lambda member: _rank(member[str(config.order)]))
+        mixed = is_mixed(members, config.order)
+        for document, count in _joined(value, members, config):
+            yield document, count, mixed
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    """Numbers by their size, then text, then what has neither."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 0, float(value), ""
+    return (2, 0.0, "") if value is None else (1, 0.0, str(value))
+
+
+def is_mixed(members: Sequence[dict[str, Any]], order: str | None) -> bool:
+    """Whether some are put in order by numbers, and others not."""
+    return order is not None and len({_rank(member[order])[0] for member in members}) > 1
 
 
 def _joined(

@@ -66,6 +66,11 @@ def describe(summary: dict[str, Any]) -> list[str]:
         lines.append(f"against {name}: {facts['texts']} texts, {facts['runs']} runs of words")
         if facts["too_short"]:
             lines.append(f"  {facts['too_short']} of them are shorter than that and not looked for")
+        if facts["without_blanks"]:
+            lines.append(
+                f"  {facts['without_blanks']} of them are in scripts without blanks, where a "
+                "character counts as a word: raise against_words if names alone are found"
+            )
     for split in summary["splits"]:
         name = "/".join(filter(None, [split["source"], split["split"]]))
         size = short_number(split["characters"])
@@ -74,9 +79,16 @@ def describe(summary: dict[str, Any]) -> list[str]:
             f"{name}: {split['documents']} documents of {size} characters, "
             f"{split['kept']} kept ({share:.1%}, {short_number(split['kept_characters'])})"
         )
+        if not split["kept"]:
+            lines.append("  nothing is kept: leave it out of what is tokenised")
         lines += [f"  {count} removed, {why}" for why, count in split["removed"].items()]
         lines += [f"  {count} {what}" for what, count in split.get("cut", {}).items()]
         lines += [f"  {line}" for line in Notes(split.get("noted", {})).lines()]
         if joined := split.get("joined"):
             lines.append(f"  {joined['documents']} joined to {joined['into']}")
+            if mixed := joined.get("mixed"):
+                lines.append(
+                    f"  of {mixed} of these the order mixes numbers, text and nothing: numbers "
+                    "come first, then text"
+                )
     return lines

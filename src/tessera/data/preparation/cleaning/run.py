@@ -188,20 +188,19 @@ def _join_tasks(corpus: Corpus, config: CleanConfig, shelves: dict[str, int]) ->
     return tasks
 
 
-def _index_evaluation_texts(config: CleanConfig, folder: WorkFolder) -> dict[str, Any]:
+def _index_evaluation_texts(config: CleanConfig, folder: WorkFolder) -> dict[str, dict[str, int]]:
     """Write the words of evaluation texts; returns how many texts and runs of words there are."""
     from tessera.data.preparation.cleaning.datatrove_shingles import index_runs
 
-    facts: dict[str, Any] = {}
+    facts: dict[str, dict[str, int]] = {}
     for name, about in config.against.items():
         texts: list[str] = []
         for source in plans.evaluation_inputs(about):
             files = source.found.splits[""]
             for part in cut_into_parts(files, source.root, config.part_size.value, source.reading):
                 texts += [text for _, text in read_part(part, source.reading, Notes())]
-        runs, short = index_runs(folder.index, name, texts, config.against_words)
-        facts[name] = {"texts": len(texts), "runs": runs, "too_short": short}
-        if not runs:
+        facts[name] = found = index_runs(folder.index, name, texts, config.against_words)
+        if not found["runs"]:
             raise ValueError(
                 f"against.{name}: none of its {len(texts)} texts has {config.against_words} words; "
                 "name other columns, or a smaller against_words"

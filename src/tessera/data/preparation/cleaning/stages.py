@@ -295,11 +295,12 @@ class Joining:
         joined = folder.file("joined_text", task.number, ".jsonl.zst")
         counts: Counter[str] = Counter()
         with writing_lines(joined) as texts:
-            for document, members in join_documents(
+            for document, members, mixed in join_documents(
                 folder, task.parts, task.shelf, self.joins[task.source]
             ):
                 counts["into"] += 1
                 counts["documents"] += members
+                counts["mixed"] += mixed
                 texts.write(document)
         patiently(lambda: put(task.text, joined))
         about = {"source": task.source, "split": task.split}

@@ -45,6 +45,11 @@ def table_records(
         if not row:
             continue
         if not names:
+            if twice := [name for name in row if name and row.count(name) > 1]:
+                raise ValueError(
+                    f"line {first} names the column '{twice[0]}' twice, and one would hide the "
+                    "other; rename it"
+                )
             names, shapes = row, _Shapes(len(row))
             continue
         if len(row) != len(names):
