@@ -144,6 +144,19 @@ def test_what_cannot_be_trained_on_names_the_command_that_converts_it(
     assert first == [expected.document(0, n).tolist() for n in range(5)]
 
 
+def test_ids_that_are_read_with_half_their_width_are_refused(tmp_path, corpus, capsys):
+    folder = publish(tmp_path / "a", column="tokens", encoding="bytes")
+    options = ["--column", "tokens", "--tokenizer", corpus / "tokenizer"]
+    status, _, err = shown(
+        capsys, "convert", folder, *options, "--out", tmp_path / "b", "--dtype", "int32"
+    )
+    assert status == 2 and "another --dtype than int32" in err, err
+    status, out, _ = shown(
+        capsys, "convert", folder, *options, "--out", tmp_path / "c", "--dtype", "int64"
+    )
+    assert status == 0 and "60 documents" in out
+
+
 def test_pickled_columns_are_not_read(tmp_path, corpus, capsys):
     from streaming import MDSWriter
 

@@ -92,7 +92,7 @@ def test_special_tokens_that_shards_hold_are_taken_off_and_said(tmp_path, caplog
     assert_framed_once(segments)
     stored = [tokens.tolist() for _, tokens in chunks()]
     assert all(segment in stored for segment in segments)
-    assert caplog.text.count("hold [CLS] and [SEP] already; they are taken off") == 1
+    assert caplog.text.count("hold [CLS] and [SEP] already: taken off") == 1
 
 
 def test_what_a_manifest_says_of_special_tokens_is_honoured(tmp_path):
@@ -337,3 +337,9 @@ def test_a_missing_object_of_s3_counts_as_absent(code, absent):
 
     error = ClientError({"Error": {"Code": code}}, "HeadObject")
     assert _may_be_absent(error) is absent
+
+
+def test_documents_of_which_only_some_are_framed_are_said(tmp_path, caplog):
+    mixed = [(name, tokens if i % 2 else tokens[1:-1]) for i, (name, tokens) in enumerate(chunks())]
+    rows(publish(tmp_path / "mixed", mixed))
+    assert "some of its documents hold [CLS] and [SEP] and others do not" in caplog.text

@@ -85,12 +85,14 @@ def _documents(
                 names, texts = [], []
         else:
             tokens = _token_ids(value, dtype, folder, name)
-            seen, padding = seen + len(tokens), padding + int((tokens == tokenizer.pad_id).sum())
+            seen, padding = (
+                seen + len(tokens),
+                padding + int(np.isin(tokens, [0, tokenizer.pad_id]).sum()),
+            )
             if seen > _ENOUGH_TOKENS and padding > seen * _TOO_MUCH_PADDING:
                 raise ValueError(
-                    f"{folder}: {padding} of the first {seen} token ids are [PAD] "
-                    f"({tokenizer.pad_id}): another --dtype than {dtype}, or another tokenizer, "
-                    "made them"
+                    f"{folder}: {padding} of the first {seen} token ids are 0 or [PAD] "
+                    f"({tokenizer.pad_id}): they are of another --dtype than {dtype}, or padded"
                 )
             yield name, _bare(tokens, tokenizer)
     yield from zip(names, tokenizer.encode_batch(texts), strict=True)

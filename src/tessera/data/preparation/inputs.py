@@ -1,6 +1,7 @@
 """Sources of text as a command line or YAML names them."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,6 +158,6 @@ def refuse_output_inside(path: str, out: str) -> None:
     Raises:
         ValueError: naming both.
     """
-    folder = absolute(places.root_of(path) or ".") if not places.is_file(path) else ""
-    if folder and f"{absolute(out)}/".startswith(f"{folder.rstrip('/')}/"):
+    is_folder = os.path.isdir(path) or (is_remote(path) and not places.is_glob(path))
+    if is_folder and f"{absolute(out)}/".startswith(f"{absolute(path).rstrip('/')}/"):
         raise ValueError(f"--out {out}: lies in {path}, which is read; choose another folder")

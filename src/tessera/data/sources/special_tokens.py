@@ -83,8 +83,8 @@ class Framing:
             if any(found):
                 self._say(
                     logging.INFO,
-                    f"its documents hold {' and '.join(_named(found))} already, which "
-                    "is taken off, since rows add their own",
+                    f"its documents hold {' and '.join(_named(found))} already: taken off, since "
+                    "rows add their own",
                 )
         return self._of_shard[shard]
 
