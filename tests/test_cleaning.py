@@ -269,8 +269,9 @@ def test_languages_are_told_by_the_model_that_is_named(clean, tmp_path):
     lines = [f"__label__en {prose(i, 1)}" for i in range(60)]
     lines += [f"__label__de der Hund und {i % 5} die Frau mit dem Stein das ist" for i in range(60)]
     (tmp_path / "lines").write_text("\n".join(lines) + "\n")
-    code = f"import fasttext; m = fasttext.train_supervised({str(tmp_path / 'lines')!r}, epoch=500)"
-    code += f"; m.save_model({str(tmp_path / 'lid.bin')!r})"
+    options = f"{str(tmp_path / 'lines')!r}, thread=1, epoch=500"
+    code = f"import fasttext; model = fasttext.train_supervised({options}); "
+    code += f"model.save_model({str(tmp_path / 'lid.bin')!r})"
     for _ in range(10):  # a process of its own each time: its trainer finds NaN now and then
         if subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0:
             break
@@ -329,7 +330,7 @@ def test_words_are_found_where_a_long_document_is_cut_to_be_judged(tmp_path):
     text = prose(7, 9000).replace("\n", " ")
     cut = shingles._PIECE_CHARACTERS
     assert len(text) > 1.2 * cut
-    for start in range(cut - 120, cut + 60, 7):
+    for start in range(cut - 120, cut + 60, 19):
         begin = text.index(" ", start) + 1
         words = " ".join(text[begin : begin + 300].split()[:13])
         folder = tmp_path / str(start)

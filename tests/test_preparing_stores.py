@@ -207,6 +207,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_address(tokenizer, tmp_path):
     assert done.returncode == 2 and "hf://datasets/org/nothing: does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_cleaned_text_goes_to_a_bucket_and_is_tokenised_from_there(server, tokenizer, tmp_path):
     pytest.importorskip("datatrove")
     rows = make_records(60)

@@ -86,6 +86,7 @@ def test_no_code_of_others_is_asked_for():
     assert all("trust_remote_code=False" in line for line in said), said
 
 
+@pytest.mark.slow
 def test_code_beside_a_model_is_neither_run_nor_asked_for(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -122,6 +123,7 @@ def test_code_beside_a_tokenizer_is_never_run(tmp_path, monkeypatch):
     assert not (tmp_path / TRACE).exists()
 
 
+@pytest.mark.slow
 def test_secrets_reach_no_file_and_no_output(tmp_path, monkeypatch, capfd):
     for name, value in {**SECRETS, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)

@@ -229,6 +229,7 @@ def test_slurm_does_the_same_jobs(place, tmp_path, needs_eval):
     assert list((tmp_path / "results" / "logs").glob("*/launch_script.slurm"))
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_others_finish(
     place, tmp_path, needs_eval, capsys, monkeypatch
 ):
