@@ -61,64 +61,61 @@ RegressionMetric = Literal["spearman", "pearson"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classification:
-    """A class for a text, or for a pair of texts."""
+class _FineTuned:
+    """What all tasks say that a model is fine-tuned on."""
 
-    name: Literal["classification"]
     train: str
     validation: str
     """Chooses the epoch and the point of the grid."""
     test: str | None = None
     """What is reported. None: the best score on `validation`, as GLUE's development sets."""
+    max_tokens: int = 256
+    training: Training = field(default_factory=Training)
+    limit: int | None = None
+    """At most this many rows of each split, the first ones."""
+    metrics: list[Any]
+    """The first is the one reported."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfTexts(_FineTuned):
+    """A task on a text, or on a pair of texts."""
+
     text: str = "text"
     """Column of the text."""
     pair: str | None = None
     """Column of the second text, of a pair."""
     label: str = "label"
-    """Column of the class: text or whole numbers."""
-    metrics: list[ClassificationMetric] = field(default_factory=lambda: ["accuracy"])
-    """The first is the one reported. `f1` is of the class that sorts last, such as 1 of 0 and 1."""
-    max_tokens: int = 256
+    """Column of what is to be found."""
     start: str | None = None
     """Another task of the suite, whose best model this one starts from."""
-    training: Training = field(default_factory=Training)
-    limit: int | None = None
-    """At most this many rows of each split, the first ones."""
-
-    def __post_init__(self) -> None:
-        _check(self.max_tokens, self.limit, self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression:
+class Classification(_OfTexts):
+    """A class for a text, or for a pair of texts; labels are text or whole numbers."""
+
+    name: Literal["classification"]
+    metrics: list[ClassificationMetric] = field(default_factory=lambda: ["accuracy"])
+    """The first is the one reported. `f1` is of the class that sorts last, such as 1 of 0 and 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression(_OfTexts):
     """A number for a text, or for a pair of texts, such as how similar they are."""
 
     name: Literal["regression"]
-    train: str
-    validation: str
-    test: str | None = None
-    text: str = "text"
-    pair: str | None = None
-    label: str = "label"
-    """Column of the number."""
     metrics: list[RegressionMetric] = field(default_factory=lambda: ["spearman"])
-    max_tokens: int = 256
-    start: str | None = None
-    training: Training = field(default_factory=Training)
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        _check(self.max_tokens, self.limit, self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenClassification:
-    """A class for each word of a text."""
+class TokenClassification(_FineTuned):
+    """A class for each word of a text; words beyond `max_tokens` are counted as wrong."""
 
     name: Literal["token_classification"]
-    train: str
-    validation: str
-    test: str | None = None
     words: str = "words"
     """Column of the words: a list of texts."""
     labels: str = "labels"
@@ -127,13 +124,6 @@ class TokenClassification:
     """The class of a word that is nothing; `f1` is over the others."""
     metrics: list[Literal["f1", "accuracy"]] = field(default_factory=lambda: ["f1", "accuracy"])
     """Over words, not spans: `f1` is micro-averaged over all classes but `outside`."""
-    max_tokens: int = 256
-    """Words beyond are counted as wrong."""
-    training: Training = field(default_factory=Training)
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        _check(self.max_tokens, self.limit, self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,13 @@ from datatrove.utils.hashing import create_hash_func
 from datatrove.utils.text import TextNormConfig, ngrams, simplify_text
 
 from tessera.data.preparation.cleaning.datatrove_filters import WORDS
+from tessera.data.preparation.cleaning.duplicates import NO_KEY
 from tessera.data.preparation.cleaning.words import WORD, stands_alone
 from tessera.data.preparation.config import DuplicatesConfig
 
 _PIECE_CHARACTERS = 1 << 18
 _INDEX = ".index.hashes"
 _BLANK = re.compile(r"\s")
-_NO_KEY = 0
 _NORM = TextNormConfig(norm_unicode_diacritics=False, norm_numbers=False)
 """Case, blanks and punctuation do not count. Unlike datatrove's default, numbers do (or all rows of
 a table are near copies), and so do marks (vowels of Hindi and Thai are marks)."""
@@ -50,7 +50,7 @@ class Keys:
 
     def of(self, text: str) -> np.ndarray:
         """(bands,) uint64; 0 where a text has too few words to have near copies."""
-        keys = np.full(self._bands, _NO_KEY, np.uint64)
+        keys = np.full(self._bands, NO_KEY, np.uint64)
         if self._bands:
             keys[0] = xxhash.xxh64_intdigest(text.encode()) or 1
         if self._bands > 1 and (minima := self._minima(text)) is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-_NO_KEY = 0
+NO_KEY = 0
+"""In place of a key, of a document that has no copies in a band."""
 
 
 def matches(
@@ -32,7 +33,7 @@ def matches(
     keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
     for file, offset in zip(files, offsets, strict=True):
         row = np.load(file, mmap_mode="r")[band]
-        inside = (row >= np.uint64(lowest)) & (row <= np.uint64(highest)) & (row != _NO_KEY)
+        inside = (row >= np.uint64(lowest)) & (row <= np.uint64(highest)) & (row != NO_KEY)
         places = np.flatnonzero(inside)
         keys.append(np.asarray(row[places]))
         documents.append(places.astype(np.uint64) + np.uint64(offset))
@@ -65,8 +66,8 @@ def merged(forest: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.stack([first[other], documents[other]], axis=1)
 
 
-def cluster(found: Sequence[tuple[int, Path]], folder: Path) -> None:
-    """Join matches to clusters; writes what `Copies` reads.
+def cluster(found: Sequence[tuple[int, Path]], folder: Path) -> dict[str, int]:
+    """Join matches to clusters; writes what `Copies` reads, and returns how many copies there are.
 
     Args:
         found: (band, file of its matches).
@@ -86,6 +87,7 @@ def cluster(found: Sequence[tuple[int, Path]], folder: Path) -> None:
     np.save(folder / "firsts.npy", forest[:, 0])
     np.save(folder / "kept.npy", np.unique(forest[:, 0]))
     np.save(folder / "exact.npy", np.isin(forest[:, 1], exact))
+    return {"copies": len(forest)}
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,11 @@ class Filtering:
         Raises:
             ValueError: the input is not what it should be; names file and place.
         """
-        with WorkFolder(self.work).unfinished(FILTERED, task.number) as to_do:
-            if to_do:
-                patiently(lambda: self._filter(task))
+        WorkFolder(self.work).once(
+            FILTERED, task.number, lambda: patiently(lambda: self._filter(task))
+        )
 
-    def _filter(self, task: PartTask) -> None:
+    def _filter(self, task: PartTask) -> dict[str, Any]:
         folder, notes = WorkFolder(self.work), Notes()
         chain, keys_of = self._chain(task.source), self._keys()
         contamination = self._contamination()
@@ -102,17 +102,13 @@ class Filtering:
                 keys.append(keys_of.of(cleaned))
         shape = (len(keys), self.duplicates.bands)
         np.save(folder.keys(task.number), np.array(keys, np.uint64).reshape(shape).T)
-        folder.finish(
-            FILTERED,
-            task.number,
-            {
-                **counts,
-                "passed": len(keys),
-                "removed": why_removed,
-                "cut": chain.cut(),
-                "noted": notes.found,
-            },
-        )
+        return {
+            **counts,
+            "passed": len(keys),
+            "removed": why_removed,
+            "cut": chain.cut(),
+            "noted": notes.found,
+        }
 
     def _chain(self, source: str) -> Any:
         return _loaded_chain(json.dumps(self.filters[source]))
@@ -193,12 +189,8 @@ class Clustering:
     def do(self, tasks: tuple[MatchTask, ...]) -> None:
         """Do it, unless it was done before."""
         folder = WorkFolder(self.work)
-        with folder.unfinished(CLUSTERED, 0) as to_do:
-            if not to_do:
-                return
-            found = [(task.band, folder.matches(task.band, task.piece)) for task in tasks]
-            cluster(found, folder.clusters)
-            folder.finish(CLUSTERED, 0, {})
+        found = [(task.band, folder.matches(task.band, task.piece)) for task in tasks]
+        folder.once(CLUSTERED, 0, lambda: cluster(found, folder.clusters))
 
 
 # ---- text
@@ -222,11 +214,9 @@ class Writing:
     def do(self, task: PartTask) -> None:
         """Do it, unless it was done before."""
         folder = WorkFolder(self.work)
-        with folder.unfinished(WRITTEN, task.number) as to_do:
-            if to_do:
-                self._write(task, folder)
+        folder.once(WRITTEN, task.number, lambda: self._write(task, folder))
 
-    def _write(self, task: PartTask, folder: WorkFolder) -> None:
+    def _write(self, task: PartTask, folder: WorkFolder) -> Counter[str]:
         passed = folder.record(FILTERED, task.number)["passed"]
         offset = self.offsets[task.number]
         copies = Copies(folder.clusters, offset, passed).of if self.copies else {}
@@ -254,7 +244,7 @@ class Writing:
             shelve(folder, task.number, rest, by, self.shelves[task.source])
         else:
             patiently(lambda: put(task.text, rest))
-        folder.finish(WRITTEN, task.number, counts)
+        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +277,9 @@ class Joining:
     def do(self, task: JoinTask) -> None:
         """Do it, unless it was done before."""
         folder = WorkFolder(self.work)
-        with folder.unfinished(JOINED, task.number) as to_do:
-            if to_do:
-                self._join(task, folder)
+        folder.once(JOINED, task.number, lambda: self._join(task, folder))
 
-    def _join(self, task: JoinTask, folder: WorkFolder) -> None:
+    def _join(self, task: JoinTask, folder: WorkFolder) -> dict[str, Any]:
         joined = folder.file("joined_text", task.number, ".jsonl.zst")
         counts: Counter[str] = Counter()
         with writing_lines(joined) as texts:
@@ -303,5 +291,4 @@ class Joining:
                 counts["mixed"] += mixed
                 texts.write(document)
         patiently(lambda: put(task.text, joined))
-        about = {"source": task.source, "split": task.split}
-        folder.finish(JOINED, task.number, {**about, **counts})
+        return {"source": task.source, "split": task.split, **counts}

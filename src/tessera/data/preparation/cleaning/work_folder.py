@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +54,16 @@ class WorkFolder:
         """Folder of which documents are copies of which."""
         return self.path / "clusters"
 
-    @contextlib.contextmanager
-    def unfinished(self, stage: str, number: int) -> Iterator[bool]:
-        """Whether there is something to do, held against another process of this machine."""
-        with self.file(stage, number, ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield not (self.path / stage / f"{number:06}.json").exists()
+    def once(self, stage: str, number: int, work: Callable[[], Mapping[str, Any]]) -> None:
+        """Do a stage's work on a part unless it was done, and keep what it counted.
 
-    def finish(self, stage: str, number: int, record: dict[str, Any]) -> None:
-        """Say that a stage is done with a part, and what was counted."""
-        write_whole(self.file(stage, number, ".json"), json.dumps(record).encode())
+        Held against another process of this machine, such as a killed run's worker.
+        """
+        record = self.file(stage, number, ".json")
+        with record.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not record.exists():
+                write_whole(record, json.dumps(work()).encode())
 
     def finished(self, stage: str) -> set[int]:
         """The numbers of the parts that a stage is done with."""
