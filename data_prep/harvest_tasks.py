@@ -66,16 +66,21 @@ def main() -> int:
     if not (text / "code" / "train.jsonl").is_file():
         print(f"--text {text}: holds no code/train.jsonl; run harvest.py", file=sys.stderr)
         return 2
-    seen = {split: list(functions(text / "code", split)) for split in ("train", "validation")}
+    left_out: Counter[str] = Counter()
+    seen = {
+        split: list(functions(text / "code", split, left_out)) for split in ("train", "validation")
+    }
     for name, made in (
         ("package", package(text / "science")),
         ("belongs", belongs(seen)),
-        ("names", names(seen)),
+        ("names", names(seen, left_out)),
     ):
         for split, rows in made.items():
             write(out / name / f"{split}.jsonl", rows)
         print(f"{name}: {', '.join(f'{len(rows)} {split}' for split, rows in made.items())}")
     search(seen, out / "search")
+    for what, count in left_out.items():
+        print(f"left out {count} {what}")
     return 0
 
 
@@ -153,14 +158,15 @@ def balanced(rows: Iterable[Row]) -> Iterator[Row]:
 # ---- functions
 
 
-def functions(folder: Path, split: str) -> Iterator[Function]:
+def functions(folder: Path, split: str, left_out: Counter[str]) -> Iterator[Function]:
     """The functions of the documents that have a docstring and are not too long."""
     for document, text in documents(folder, split):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the invalid escapes of other people
                 tree = ast.parse(text)
-        except (SyntaxError, ValueError):  # a piece that was cut inside a definition
+        except (SyntaxError, ValueError):
+            left_out["documents that were cut inside a definition"] += 1
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and (docstring := ast.get_docstring(node)):
@@ -206,20 +212,23 @@ def belongs(seen: dict[str, list[Function]]) -> dict[str, list[Row]]:
     return parted(rows(seen["train"]), rows(seen["validation"]), "docstring")
 
 
-def names(seen: dict[str, list[Function]]) -> dict[str, list[Row]]:
+def names(seen: dict[str, list[Function]], left_out: Counter[str]) -> dict[str, list[Row]]:
     """The words of functions, as Python's tokenizer cuts them, with what each name is."""
 
     def rows(found: list[Function]) -> Iterator[Row]:
         for function in found:
-            roles = roles_of(function.code)
             words: list[str] = []
             labels: list[str] = []
             try:
+                roles = roles_of(function.code)
                 for token in tokenize.generate_tokens(io.StringIO(function.code).readline):
                     if token.string.strip() and token.type != tokenize.COMMENT:
                         words.append(" ".join(token.string.split()))
-                        labels.append(roles.get(token.start, "O"))
+                        line, column = token.start  # in characters; the tree counts bytes
+                        place = line, len(token.line[:column].encode())
+                        labels.append(roles.get(place, "O"))
             except (tokenize.TokenError, SyntaxError):
+                left_out["functions whose names cannot be told, as they stand alone"] += 1
                 continue
             yield {"words": words, "labels": labels, "code": function.code}
 
@@ -227,13 +236,15 @@ def names(seen: dict[str, list[Function]]) -> dict[str, list[Row]]:
 
 
 def roles_of(code: str) -> dict[tuple[int, int], str]:
-    """What the name at each (line, column) is."""
+    """What the name at each (line, column in bytes of UTF-8) is.
+
+    Raises:
+        SyntaxError: it is no whole function.
+    """
     roles: dict[tuple[int, int], str] = {}
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:
-        return roles
-    for node in ast.walk(tree):  # breadth first: a call is seen before the name that it calls
+    for node in ast.walk(
+        ast.parse(code)
+    ):  # breadth first: a call is seen before the name that it calls
         if isinstance(node, ast.FunctionDef):
             roles[node.lineno, node.col_offset + len("def ")] = "defined"
         elif isinstance(node, ast.arg):
