@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from preparing import SCRIPTS, call, contents, make_tokenizer, script, write_jsonl
 
+from tessera.data.preparation.cleaning import stages
 from tessera.data.preparation.cleaning.duplicates import Copies, cluster, matches, merged
 from tessera.data.preparation.cleaning.words import SENTENCE_END, WORD
+from tessera.data.preparation.cleaning.work_folder import WorkFolder
+from tessera.data.preparation.places import Interrupted
 
 VOCABULARY = [a + b + c for a in ("st", "gl", "go", "bl") for b in "aeiou" for c in "bdgklmnrt"]
 
@@ -447,6 +450,38 @@ def test_workers_and_kills_change_nothing(clean, tmp_path):
     same = {name: c for name, c in contents(out).items() if name != "cleaning.json"}
     whole = contents(tmp_path / "whole")
     assert same == {name: c for name, c in whole.items() if name != "cleaning.json"}
+
+
+def test_a_part_that_is_done_is_not_done_again_and_one_that_failed_is(tmp_path):
+    folder = WorkFolder(tmp_path)
+    for _ in range(2):
+        folder.once("filtered", 3, lambda: {"passed": 7})
+    folder.once("filtered", 3, lambda: pytest.fail("it was done"))
+    with pytest.raises(KeyError):
+        folder.once("filtered", 4, lambda: {}["x"])
+    assert folder.finished("filtered") == {3} and folder.record("filtered", 3) == {"passed": 7}
+
+
+def test_a_part_read_again_after_its_store_failed_counts_nothing_twice(
+    clean, tmp_path, monkeypatch
+):
+    text = prose(1) + "\nno full stop here"
+    write_jsonl(tmp_path / "c.jsonl", [{"id": str(i), "text": f"{text}\n{i}."} for i in range(6)])
+    real, failures = stages.read_rows, [3, 5]
+
+    def failing(*arguments):
+        at = failures.pop() if failures else None
+        for number, row in enumerate(real(*arguments)):
+            if number == at:
+                raise Interrupted("s3://b/c.jsonl: cannot be reached")
+            yield row
+
+    monkeypatch.setattr(stages, "read_rows", failing)
+    arguments = [f"c={tmp_path / 'c.jsonl'}", "--filters", "c4", "--duplicates", "none"]
+    status, said = clean(*arguments, "--out", tmp_path / "out", "--workers", 1)
+    assert status == 0 and not failures, said
+    assert "c: 6 documents" in said and "6 kept" in said
+    assert "6 lines by c4: no terminal punc" in said and "6 lines by c4: too few words" in said
 
 
 def test_text_that_is_not_finished_is_not_tokenised(tmp_path):

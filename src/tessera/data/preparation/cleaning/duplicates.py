@@ -38,7 +38,7 @@ def matches(
         keys.append(np.asarray(row[places]))
         documents.append(places.astype(np.uint64) + np.uint64(offset))
     key, document = np.concatenate(keys), np.concatenate(documents)
-    order = np.lexsort((document, key))
+    order = np.argsort(key, kind="stable")  # of one key, the first document stays the first
     key, document = key[order], document[order]
     begins = np.ones(len(key), bool)
     begins[1:] = key[1:] != key[:-1]
