@@ -1,5 +1,6 @@
 """Every YAML we ship loads, validates and builds, and holds the published recipe."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tessera.config import load
 from tessera.evaluation.suites import SuiteConfig, load_suite
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.planning.first_yaml import SIZES
 from tessera.planning.memory import parameters
 from tessera.training.config import RunConfig
 
@@ -135,3 +137,17 @@ def test_glue_is_asked_as_published():
     metrics = {name: task.metrics[0] for name, task in tasks.items()}
     assert (metrics.pop("cola"), metrics.pop("stsb")) == ("matthews", "spearman")
     assert set(metrics.values()) == {"accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("size", "phase"),
+    [("tiny", "demo/phase1.yaml"), ("base", "phase1.yaml"), ("large", "large/phase1.yaml")],
+)
+def test_sizes_that_init_offers_are_those_of_the_yamls(size, phase):
+    config = load(RunConfig, YAMLS / phase)
+    offered = replace(SIZES[size].model, vocab_size=config.model.vocab_size)
+    assert offered == replace(config.model, global_rope_theta=offered.global_rope_theta)
+    assert (SIZES[size].lr, SIZES[size].row_tokens) == (
+        config.optimizer.lr,
+        config.train_data.row_tokens,
+    )
