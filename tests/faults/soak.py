@@ -131,20 +131,19 @@ class Soak:
         ends: dict[str, Callable] = dict(ENDS)
         if kind == "store":
             ends = {**ENDS, **STORE_ENDS, **STORE_ENDS}
-        if kind == "small disk":
+        if kind == "small disk" and os.path.ismount(folder):
             ends = {**ENDS, "a full disk": _fill}
         what = self.dice.choice([*ends, *([*ends][len(ENDS) :] * 4)])
         self.tried[what] += 1
+        done = [what]
         ends[what](run)
         output, status = _finish(process, seconds=90)
         if status in (None, 2) or (
             status == 1 and "Traceback" in output and "disk" not in what and not _killed(what)
         ):
             self.faults.append(f"after {what}: status {status}\n{output}")
-        else:
-            self.survived[what] += 1
+            done = [f"{what}, badly"]
         (folder / "full").unlink(missing_ok=True)
-        done = [what]
         if self.dice.random() < 0.5:
             tear = self.dice.choice([*TEARS])
             if kind == "store" and self.dice.random() < 0.5:
@@ -153,7 +152,6 @@ class Soak:
             else:
                 TEARS[tear](folder, self.dice)
             self.tried[tear] += 1
-            self.survived[tear] += 1
             done.append(tear)
         return done
 
@@ -177,6 +175,8 @@ class Soak:
             self.faults.append(
                 f"{name} ({kind}; {', '.join(done)}): {wrong} lines differ\n  {first}"
             )
+        else:
+            self.survived.update(what for what in done if what in self.tried)
 
     def report(self) -> int:
         """Print the table."""
@@ -247,9 +247,6 @@ class _small_disk:
 def _fill(run: Running) -> None:
     """Leave no room on the disk, and wait for the run to end by it; the next start has room."""
     path = run.folder / "full"
-    if not os.path.ismount(run.folder):  # no disk of its own could be had
-        events.kill_everything(run)
-        return
     with path.open("wb", buffering=0) as file:
         try:
             while file.write(bytes(1 << 16)):
