@@ -7,6 +7,7 @@ exchange is with itself. Imports torch only to exchange something.
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _host_group: "ProcessGroup | None" = None
+_patience: timedelta | None = None
+
+
+def give_up_after(seconds: float) -> None:
+    """Wait so long for other ranks in an exchange; otherwise gloo's own 30 minutes."""
+    global _patience
+    _patience = timedelta(seconds=seconds)
 
 
 def world_size() -> int:
@@ -89,7 +97,7 @@ def _host() -> "ProcessGroup | None":
     if dist.get_backend() == "gloo":
         return None
     if _host_group is None:
-        made = dist.new_group(backend="gloo")
+        made = dist.new_group(backend="gloo", timeout=_patience)
         assert not isinstance(made, int), "every rank is in it"
         _host_group = made
     return _host_group

@@ -162,7 +162,9 @@ def prepare_process(config: RunConfig) -> None:
         torch.set_num_threads(config.compute.threads or share or 1)
     _silence()
     if distributed.world_size() > 1:
-        dist.initialize_dist(_composer(device), config.compute.timeout_minutes * 60)
+        seconds = config.compute.timeout_minutes * 60
+        dist.initialize_dist(_composer(device), seconds)
+        distributed.give_up_after(seconds)
 
 
 def training_device() -> Device:
