@@ -2,7 +2,7 @@
 
 import pytest
 import tiny_run
-from reference.s3 import BUCKET, S3, serve
+from reference.s3 import BUCKET, S3, environment, serve
 
 from tessera.training.remote import restore
 
@@ -23,15 +23,7 @@ def nothing_left_running():
 @pytest.fixture
 def s3(tmp_path, monkeypatch) -> S3:
     """An object store with an empty bucket, which this process and those it starts will use."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "key-of-tests",
-        "AWS_SECRET_ACCESS_KEY": "secret-of-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "no-aws-config"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-aws-credentials"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "TESSERA_CACHE": str(tmp_path / "cache"),
-    }.items():
+    for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

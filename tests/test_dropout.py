@@ -48,6 +48,7 @@ def test_draws_equal_those_of_unbounded_integers():
     assert mask.tolist() == [draw >= threshold for draw in high + low]
 
 
+@pytest.mark.slow
 def test_compiled_code_draws_the_same():
     """Multiples of the channel that overflow would make the compiled loop run out of its array."""
     keys = dropout_keys(3, torch.tensor([11]), 128)

@@ -61,7 +61,7 @@ def slurm_call(arguments, out, environment, *more):
     return call("tokenize", *rest, "--out", out, *options, *more, **environment)
 
 
-@pytest.mark.parametrize(("tasks", "workers"), [(2, 2), (5, 1)])
+@pytest.mark.parametrize(("tasks", "workers"), [pytest.param(2, 2, marks=pytest.mark.slow), (5, 1)])
 def test_jobs_of_slurm_change_no_byte(corpus, tmp_path, slurm, tasks, workers):
     arguments, whole = corpus
     more = ["--tasks", tasks, "--workers", workers]

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from preparing import call, contents, make_records, make_tokenizer, write_jsonl
-from stores import bucket, credentials, data_hub, objects, s3_server
+from reference.fake_hub import data_hub
+from reference.s3 import environment, serve
 
 pytest.importorskip("moto")
 
@@ -15,13 +16,23 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server():
-    with s3_server() as gate:
-        yield gate
+def one_server():
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture
+def server(one_server, tmp_path, monkeypatch):
+    """The server, letting everything pass, which processes started here will use."""
+    one_server.fail_each(0)
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("S3_ENDPOINT_URL", one_server.endpoint)
+    return one_server
 
 
 @pytest.fixture(scope="module")
-def corpus(server, tmp_path_factory):
+def corpus(one_server, tmp_path_factory):
     """The same text in a local folder and in a bucket."""
     import pyarrow
     import pyarrow.parquet
@@ -32,16 +43,8 @@ def corpus(server, tmp_path_factory):
     table = pyarrow.Table.from_pylist(records[200:])
     pyarrow.parquet.write_table(table, folder / "stack" / "b.parquet", row_group_size=40)
     (folder / "stack" / "c.txt").write_text("tile row mosaic")
-    made = bucket(server, "corpora")
-    for name, content in contents(folder).items():
-        made.put_object(Key=name, Body=content)
+    one_server.put("corpora", contents(folder))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quiet(server):
-    yield
-    server.every, server.denied = 0, []
 
 
 def options(tokenizer, out):
@@ -66,58 +69,55 @@ def assert_the_same_documents(local, remote):
     assert not [name for name in remote if ".parts" in name]
 
 
-@pytest.mark.parametrize("failing", [0, 11])
 def test_a_bucket_gives_the_shards_of_the_folder_even_if_it_fails_now_and_then(
-    server, corpus, tokenizer, tmp_path, failing
+    server, corpus, tokenizer, tmp_path
 ):
     done = call("tokenize", corpus / "stack", *options(tokenizer, tmp_path / "local"))
     assert done.returncode == 0, done.stderr
-    server.every = failing
-    failed = server.failed
+    server.fail_each(11)
+    refused = server.refused
     arguments = options(tokenizer, tmp_path / "remote")
-    done = call("tokenize", "stack=s3://corpora/stack", *arguments, **credentials(server))
+    done = call("tokenize", "stack=s3://corpora/stack", *arguments)
     assert done.returncode == 0, done.stderr
-    assert bool(server.failed - failed) == bool(failing)
+    assert server.refused > refused
     local, remote = contents(tmp_path / "local"), contents(tmp_path / "remote")
     assert shards(local) == shards(remote) and len(shards(local)) > 6
     assert local["stack/train/index.json"] == remote["stack/train/index.json"]
-    done = call("tokenize", "stack=s3://corpora/stack", *arguments, **credentials(server))
+    done = call("tokenize", "stack=s3://corpora/stack", *arguments)
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True), done.stderr
 
 
 def test_a_glob_takes_the_objects_that_match(server, corpus, tokenizer, tmp_path):
     arguments = options(tokenizer, tmp_path / "out")
-    done = call("tokenize", "s3://corpora/stack/*.parquet", *arguments, **credentials(server))
+    done = call("tokenize", "s3://corpora/stack/*.parquet", *arguments)
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "out/stack/train/tessera.json").read_text())["prepared_from"]
     assert [name for name, _, _ in plan["files"]] == ["b.parquet"]
 
 
-@pytest.mark.parametrize("failing", [0, 12])
-def test_shards_go_into_a_bucket_and_are_trained_on_from_there(
-    server, corpus, tokenizer, tmp_path, failing, monkeypatch
-):
+def test_shards_go_into_a_bucket_and_are_trained_on_from_there(server, corpus, tokenizer, tmp_path):
     done = call("tokenize", corpus / "stack", *options(tokenizer, tmp_path / "local"))
-    made = bucket(server, f"shards-{failing}")
-    server.every = failing
-    arguments = options(tokenizer, f"s3://shards-{failing}/mine")
-    done = call("tokenize", corpus / "stack", *arguments, **credentials(server))
+    server.put("shards", {})
+    server.fail_each(12)
+    arguments = options(tokenizer, "s3://shards/mine")
+    done = call("tokenize", corpus / "stack", *arguments)
     assert done.returncode == 0, done.stderr
-    server.every = 0
-    local, remote = contents(tmp_path / "local/stack"), objects(made, "mine/stack/")
+    server.fail_each(0)
+    local, remote = (
+        contents(tmp_path / "local/stack"),
+        server.objects("shards", "mine/stack/"),
+    )
     assert_the_same_documents(local, remote)
     ours, theirs = (json.loads(found["train/tessera.json"]) for found in (remote, local))
     assert ours == theirs
-    done = call("tokenize", corpus / "stack", *arguments, **credentials(server))
+    done = call("tokenize", corpus / "stack", *arguments)
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True), done.stderr
-    done = call("tokenize", corpus / "stack", *arguments, "--part-size=6kb", **credentials(server))
+    done = call("tokenize", corpus / "stack", *arguments, "--part-size=6kb")
     assert (done.returncode, "other part_bytes" in done.stderr) == (2, True)
 
     from tessera.data.sources.mds import MdsDocuments
 
-    for name, value in credentials(server).items():
-        monkeypatch.setenv(name, value)
-    where = f"s3://shards-{failing}/mine/stack"
+    where = "s3://shards/mine/stack"
     source = MdsDocuments("stack", tmp_path / "cache", remote=where, split="train")
     here = MdsDocuments("stack", tmp_path / "local/stack", split="train")
     assert source.samples.sum() == here.samples.sum() > 300
@@ -129,24 +129,24 @@ def test_shards_go_into_a_bucket_and_are_trained_on_from_there(
 def test_killed_on_its_way_to_a_bucket_it_goes_on_and_uploads_no_part_twice(
     server, corpus, tokenizer, tmp_path
 ):
-    made = bucket(server, "interrupted")
+    server.put("interrupted", {})
     arguments = options(tokenizer, "s3://interrupted/mine")
-    server.denied = ["/interrupted/mine/stack/train/.parts/000003.json"]
-    done = call("tokenize", corpus / "stack", *arguments, **credentials(server))
+    server.deny("/interrupted/mine/stack/train/.parts/000003.json")
+    done = call("tokenize", corpus / "stack", *arguments)
     assert done.returncode == 2 and "no permission" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
-    begun = objects(made, "mine/stack/train/")
+    begun = server.objects("interrupted", "mine/stack/train/")
     assert ".parts/000002.json" in begun and ".parts/000003.json" not in begun
     assert "index.json" not in begun
-    server.denied = []
+    server.fail_each(0)
     server.requests.clear()
-    done = call("tokenize", corpus / "stack", *arguments, **credentials(server))
+    done = call("tokenize", corpus / "stack", *arguments)
     assert done.returncode == 0, done.stderr
-    uploaded = [path for method, path in server.requests if method == "PUT" and ".mds" in path]
+    uploaded = [r.path for r in server.requests if r.method == "PUT" and ".mds" in r.path]
     assert uploaded and not [path for path in uploaded if "train/000002/" in path]
     done = call("tokenize", corpus / "stack", *options(tokenizer, tmp_path / "local"))
     local = contents(tmp_path / "local/stack")
-    assert_the_same_documents(local, objects(made, "mine/stack/"))
+    assert_the_same_documents(local, server.objects("interrupted", "mine/stack/"))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_killed_on_its_way_to_a_bucket_it_goes_on_and_uploads_no_part_twice(
 def test_what_is_wrong_with_an_input_is_one_message(
     server, corpus, tokenizer, tmp_path, address, denied, message
 ):
-    server.denied = denied
+    server.deny(*denied)
     arguments = options(tokenizer, tmp_path / "out")
-    done = call("tokenize", f"x={address}", *arguments, **credentials(server))
+    done = call("tokenize", f"x={address}", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
@@ -177,9 +177,9 @@ def test_what_is_wrong_with_an_input_is_one_message(
 def test_what_is_wrong_with_an_output_is_one_message(
     server, corpus, tokenizer, bucket_name, denied, message
 ):
-    server.denied = denied
+    server.deny(*denied)
     arguments = options(tokenizer, f"s3://{bucket_name}/out")
-    done = call("tokenize", corpus / "stack", *arguments, **credentials(server))
+    done = call("tokenize", corpus / "stack", *arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
 
@@ -212,23 +212,22 @@ def test_cleaned_text_goes_to_a_bucket_and_is_tokenised_from_there(server, token
     pytest.importorskip("datatrove")
     rows = make_records(60)
     copies = [{"id": f"again{i}", "text": row["text"]} for i, row in enumerate(rows[:7])]
-    made = bucket(server, "raw")
     lines = [json.dumps(row, ensure_ascii=False) for row in [*rows, *copies]]
-    made.put_object(Key="web/a.jsonl", Body="\n".join(lines).encode())
-    cleaned = bucket(server, "cleaned")
+    server.put("raw", {"web/a.jsonl": "\n".join(lines).encode()})
+    server.put("cleaned", {})
     arguments = ["web=s3://raw/web", "--out", "s3://cleaned/corpus", "--work", tmp_path / "work"]
     options = ["--duplicates", "exact", "--workers", "1", "--part-size", "5kb"]
-    server.every = 9
-    done = call("clean", *arguments, *options, **credentials(server))
+    server.fail_each(9)
+    done = call("clean", *arguments, *options)
     assert done.returncode == 0, done.stderr
     assert "7 removed, copy" in done.stdout
-    names = sorted(objects(cleaned, ""))
+    names = server.names("cleaned")
     assert "corpus/cleaning.json" in names and "corpus/web/000000.jsonl.zst" in names
     assert not [name for name in names if name.endswith("_unfinished")]
-    again = call("clean", *arguments, *options, **credentials(server))
+    again = call("clean", *arguments, *options)
     assert "is up to date" in again.stdout
     out = ["--out", tmp_path / "out", "--tokenizer", tokenizer, "--validation-share", "0.2"]
-    done = call("tokenize", "web=s3://cleaned/corpus/web", *out, **credentials(server))
+    done = call("tokenize", "web=s3://cleaned/corpus/web", *out)
     assert done.returncode == 0, done.stderr
     documents = [
         json.loads((tmp_path / f"out/web/{split}/tessera.json").read_text())["documents"]
@@ -240,9 +239,9 @@ def test_cleaned_text_goes_to_a_bucket_and_is_tokenised_from_there(server, token
 def test_a_bucket_that_may_not_be_written_to_is_said_before_anything_is_cleaned(server, tmp_path):
     pytest.importorskip("datatrove")
     write_jsonl(tmp_path / "a.jsonl", make_records(5))
-    bucket(server, "closed")
-    server.denied = ["/closed"]
+    server.put("closed", {})
+    server.deny("/closed")
     options = ["--out", "s3://closed/corpus", "--work", tmp_path / "work"]
-    done = call("clean", tmp_path / "a.jsonl", *options, **credentials(server))
+    done = call("clean", tmp_path / "a.jsonl", *options)
     assert done.returncode == 2 and "no permission" in done.stderr, done.stderr
     assert "filtering" not in done.stderr

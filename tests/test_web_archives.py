@@ -85,7 +85,7 @@ def test_an_archive_that_was_cut_short_and_what_is_none_are_refused(tmp_path):
         tmp_path / "a.wet", [("conversion", "text/plain", b"tile " * 99)], compressed=False
     )
     (tmp_path / "b.wet").write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(ValueError, match="ends in the middle of a record"):
+    with pytest.raises(ValueError, match="record 1 does not end where it says"):
         read(tmp_path / "b.wet")
     (tmp_path / "c.warc").write_text("this is a letter")
     with pytest.raises(ValueError, match="is no web archive"):
@@ -93,5 +93,37 @@ def test_an_archive_that_was_cut_short_and_what_is_none_are_refused(tmp_path):
     (tmp_path / "d.warc.gz").write_bytes(
         archive(tmp_path / "e.warc.gz", [("response", "text/html", page(1))]).read_bytes()[:-90]
     )
-    with pytest.raises(ValueError, match="d.warc.gz|ends in the middle"):
+    with pytest.raises(OSError, match="Truncated"):  # as of every file with gzip
         read(tmp_path / "d.warc.gz")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda whole: whole[:-230], "record 1 is cut off"),  # in the fields of the last record
+        (lambda whole: whole[:-2], "record 1 does not end where it says"),
+        (lambda whole: whole.replace(b"tile tile", b"tile more tile", 1), "record 1 does not end"),
+        (lambda whole: whole.replace(b"Content-Length: 40", b"Content-Size: 40"), "has no length"),
+    ],
+)
+def test_a_record_that_is_not_as_long_as_it_says_is_no_text(tmp_path, edit, message):
+    entries = [("conversion", "text/plain", b"tile " * 8)]
+    whole = archive(tmp_path / "a.wet", entries, compressed=False).read_bytes()
+    assert [value["text"] for value in read(tmp_path / "a.wet")[0]] == ["tile " * 8]
+    (tmp_path / "b.wet").write_bytes(edit(whole))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "b.wet")
+
+
+def test_an_answer_without_an_address_and_one_that_is_not_http_are_no_pages(tmp_path):
+    entries = [("response", "text/html", page(1)), ("response", "text/html", page(2))]
+    path = archive(tmp_path / "a.warc", entries, compressed=False)
+    whole = path.read_bytes()
+    path.write_bytes(
+        whole.replace(b"WARC-Target-URI: http://tiles.org/0", b"WARC-Target-XYZ: x" + b"y" * 17)
+    )
+    found, noted = read(path)
+    assert len(found) == 1 and noted[NO_PAGES][0] == 1
+    path.write_bytes(whole.replace(b"HTTP/1.1 200", b"FTTP/1.1 200"))
+    found, noted = read(path)
+    assert len(found) == 0 and noted[NO_PAGES][0] == 2

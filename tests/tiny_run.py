@@ -121,10 +121,12 @@ def start(
     *overrides: str,
     ranks: int | None = None,
     script: Path = REPOSITORY / "main.py",
+    **variables: str,
 ) -> subprocess.Popen:
     """`python main.py`, or under Composer's launcher if a number of ranks is given."""
     launcher = [] if ranks is None else ["-n", str(ranks)]
-    return launch(launcher, str(script), str(yaml_path), *overrides, cwd=yaml_path.parent)
+    arguments = [str(script), str(yaml_path), *overrides]
+    return launch(launcher, *arguments, cwd=yaml_path.parent, **variables)
 
 
 def launch(launcher: list[str], *arguments: str, cwd: Path, **variables: str) -> subprocess.Popen:

@@ -3,10 +3,8 @@
 Usage:
     python tests/faults/soak.py --minutes 5 --seed 3
 
-Runs on 1 or 2 ranks, on a disk of their own that fills up, or in an object store (on loopback) that
-fails and whose machine is replaced. What a run records of its steps and evaluations must be, line
-by line, what the undisturbed run records: step, rows, documents, digests and losses; losses to
-rounding where it ran on several ranks. Exit status: 0, or 1 if anything differed.
+Runs on 1 or 2 ranks, on a disk of their own that fills up, on one that is slow, or in an object
+store (on loopback) that X status: 0, or 1 if anything differed.
 """
 
 import argparse
@@ -35,6 +33,8 @@ from faults.events import ENDS, STORE_ENDS, TEARS, Running  # noqa: E402
 
 DISK_BYTES = 8_000_000
 """Of the small disk: a few checkpoints, and no more."""
+SLOW_MICROSECONDS = 30_000
+"""What each write, fsync and rename costs on the slow disk."""
 PREEMPTED = 75
 ROUNDED = ("loss", "grad_norm", "sources")
 RUN = {
@@ -49,7 +49,8 @@ RUN = {
         "warmup": {"initial_rows": 4, "increment_rows": 4, "over": "10_000tok"},
     },
 }
-KINDS = ("disk", "small disk", "store")
+MOVED = "the machine replaced"
+KINDS = ("disk", "small disk", "store", "slow disk")
 STARTS = 5
 """So often a run is started and disturbed, at most, before it is left to end."""
 
@@ -72,6 +73,10 @@ class Soak:
     runs: int = 0
     faults: list[str] = field(default_factory=list)
     alone: list[dict] = field(default_factory=list)
+    slow_disk: Path | None = None
+    """A library that makes one, where there is a compiler."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the environment in which the run at hand is started."""
 
     def leave_alone(self) -> None:
         """The run that nobody disturbs."""
@@ -95,6 +100,15 @@ class Soak:
         yaml_path = tiny_run.write_yaml(self.scratch / f"{name}.yaml", plain)
         worlds: set[int] = set()
         done: list[str] = []
+        self.variables = {}
+        if kind == "slow disk" and self.slow_disk is not None:
+            self.variables = {
+                "LD_PRELOAD": str(self.slow_disk),
+                "SLOW_FOLDER": str(folder),
+                "SLOW_MICROSECONDS": str(SLOW_MICROSECONDS),
+            }
+            self.tried["a slow disk"] += 1
+            done.append("a slow disk")
         with ExitStack() as closing:
             if kind == "small disk":
                 closing.enter_context(_small_disk(folder))
@@ -116,7 +130,7 @@ class Soak:
     def _start(self, yaml_path: Path, worlds: set[int]) -> subprocess.Popen:
         world = self.dice.choice(self.worlds)
         worlds.add(world)
-        return tiny_run.start(yaml_path, ranks=world if world > 1 else None)
+        return tiny_run.start(yaml_path, ranks=world if world > 1 else None, **self.variables)
 
     def _one_start(self, yaml_path: Path, folder: Path, kind: str, worlds: set[int]) -> list[str]:
         process = self._start(yaml_path, worlds)
@@ -147,7 +161,7 @@ class Soak:
         if self.dice.random() < 0.5:
             tear = self.dice.choice([*TEARS])
             if kind == "store" and self.dice.random() < 0.5:
-                tear = "the machine replaced"
+                tear = MOVED
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 TEARS[tear](folder, self.dice)
@@ -181,7 +195,7 @@ class Soak:
     def report(self) -> int:
         """Print the table."""
         print(f"\n{'fault':<28}{'tried':>7}{'survived':>10}")
-        for what in (*ENDS, *STORE_ENDS, "a full disk", *TEARS, "the machine replaced"):
+        for what in (*ENDS, *STORE_ENDS, "a full disk", "a slow disk", *TEARS, MOVED):
             print(f"{what:<28}{self.tried[what]:>7}{self.survived[what]:>10}")
         print(
             f"{'together':<28}{self.tried.total():>7}{self.survived.total():>10}\n\n"
@@ -191,6 +205,19 @@ class Soak:
         for fault in self.faults:
             print(f"\nFAULT: {fault}")
         return 1 if self.faults or not self.lines else 0
+
+
+def _make_slow_disk(folder: Path) -> Path | None:
+    """Compile the library; None without a C compiler."""
+    library = folder / "slow_disk.so"
+    source = Path(__file__).parent / "slow_disk.c"
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"no slow disk: {error}", flush=True)
+        return None
+    return library
 
 
 def _killed(what: str) -> bool:
@@ -287,6 +314,7 @@ def main() -> int:
         settings = {**RUN, "duration": options.duration}
         worlds = tuple(options.worlds)
         soak = Soak(Path(scratch), corpus, dice, store, worlds, options.starts, settings)
+        soak.slow_disk = _make_slow_disk(Path(scratch))
         soak.leave_alone()
         end = time.monotonic() + 60 * options.minutes
         while time.monotonic() < end:

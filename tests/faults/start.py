@@ -32,6 +32,11 @@ def tokenize(*arguments: str) -> int:
     return preparing.script("tokenize").main()
 
 
+def clean(*arguments: str) -> int:
+    sys.argv = ["clean.py", *arguments]
+    return preparing.script("clean").main()
+
+
 def prepare(folder: Path) -> None:
     """Make everything, in the current folder, with relative paths."""
     from tessera.config import decode, to_yaml

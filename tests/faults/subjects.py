@@ -20,7 +20,7 @@ import tiny_run
 
 from faults import texts
 from faults.edits import edit_file_bytes, edit_json, edit_yaml
-from faults.start import tessera, tokenize, train
+from faults.start import clean, tessera, tokenize, train
 
 FREE_NAMES = {"sources", "data"}
 """Sections, and folders of YAMLs, whose keys anybody may choose."""
@@ -333,6 +333,19 @@ def _count_documents(output: str) -> Any:
     return texts.disagreement(Path(_CHOSEN.read_text()), Path("out/x"), output)
 
 
+def _clean_text(dice: random.Random) -> int:
+    chosen = _CHOSEN.read_text() if _CHOSEN.exists() else "texts/lines.jsonl"
+    options = ["--out", "out", "--work", "work", "--workers", "1"]
+    return clean(f"x={chosen}", *options, "--duplicates", dice.choice(["exact", "minhash"]))
+
+
+def _count_cleaned(output: str) -> Any:
+    """Of every document it is said what became of it."""
+    counted = json.loads(Path("out/cleaning.json").read_text())["splits"]
+    ours = sum(split["documents"] for split in counted)
+    return texts.difference(ours, Path(_CHOSEN.read_text()))
+
+
 SUBJECTS = {
     "shipped YAMLs": Subject(_edit_shipped, _check_shipped),
     "recipes": Subject(_edit_recipe, _read_recipe),
@@ -346,8 +359,9 @@ SUBJECTS = {
     "tokenizers": Subject(_edit_tokenizer, _use_tokenizer, _told),
     "words": Subject(_edit_words, _tokenize_words),
     "texts": Subject(_edit_text, _tokenize_text, _count_documents, compared=False),
+    "cleaning": Subject(_edit_text, _clean_text, _count_cleaned, compared=False, seconds=60),
     "resuming": Subject(_edit_run, _go_on, _steps, seconds=90),
     "training": Subject(_edit_a_yaml([Path("phase.yaml")]), _train_edited, seconds=90),
 }
-DEAR = ("resuming", "training")
+DEAR = ("resuming", "training", "cleaning")
 """Seconds a case rather than tenths."""

@@ -36,6 +36,8 @@ def write_all(folder: Path) -> None:
         "table.csv": comma,
         "table.tsv": tab.encode(),
         "packed.csv.gz": gzip.compress(comma),
+        "crawl.wet": b"".join(_web_records()),
+        "crawl.wet.gz": b"".join(gzip.compress(record) for record in _web_records()),
     }.items():
         (folder / name).write_bytes(content)
     pyarrow.parquet.write_table(table, folder / "rows.parquet", row_group_size=13)
@@ -46,6 +48,17 @@ def write_all(folder: Path) -> None:
     (folder / "books").mkdir()
     for number, row in enumerate(ROWS[:12]):
         (folder / "books" / f"book{number}.{'md' if number % 2 else 'txt'}").write_text(row["text"])
+
+
+def _web_records() -> list[bytes]:
+    """Records of a WET file (ISO 28500): the text of a page each, after one about the file."""
+    kinds = [("warcinfo", "software: none"), *(("conversion", row["text"]) for row in ROWS)]
+    return [
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{number:032}>\r\n"
+        "WARC-Date: 2026-01-01T00:00:00Z\r\nContent-Type: text/plain\r\n"
+        f"Content-Length: {len(text.encode())}\r\n\r\n{text}\r\n\r\n".encode()
+        for number, (kind, text) in enumerate(kinds)
+    ]
 
 
 def input_of(path: Path) -> Path:
@@ -67,6 +80,11 @@ def disagreement(read: Path, out: Path, output: str) -> Any:
         index = json.loads((out / _split(manifest, out) / "index.json").read_text())
         if sum(shard["samples"] for shard in index["shards"]) != count:
             return "the index counts other documents than the manifest"
+    return difference(ours, read)
+
+
+def difference(ours: int, read: Path) -> str | None:
+    """How many documents another reader finds in an input, if others than `ours`."""
     try:
         theirs = _count(read)
     except Exception as error:
@@ -107,6 +125,8 @@ def _count(path: Path) -> int:
             .stream_reader(io.BytesIO(content), read_across_frames=True)
             .read()
         )
+    if ".wet" in name:
+        return _count_pages(content)
     text = content.decode("utf-8-sig")
     if ".jsonl" in name:
         return sum(1 for line in text.split("\n") if line.strip() and json.loads(line))
@@ -122,3 +142,22 @@ def _count(path: Path) -> int:
     if ".csv" in name:
         return sum(1 for _ in csv.DictReader(io.StringIO(text, newline=""), strict=True))
     return max(0, sum(1 for line in text.split("\n") if line.strip("\r")) - 1)
+
+
+def _count_pages(content: bytes) -> int:
+    """Texts of a WET file; raises where a record does not end where it says."""
+    count, at = 0, 0
+    while at < len(content):
+        head, _, rest = content[at:].partition(b"\r\n\r\n")
+        version, *lines = head.split(b"\r\n")
+        assert version in (b"WARC/1.0", b"WARC/1.1"), version
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (x.partition(b":") for x in lines)
+        }
+        length = int(fields[b"content-length"])
+        assert rest[length : length + 4] == b"\r\n\r\n", "no end of a record"
+        is_text = fields[b"warc-type"] == b"conversion"
+        count += is_text and bool(rest[:length].decode(errors="replace").strip())
+        at += len(head) + 4 + length + 4
+    return count

@@ -1,6 +1,7 @@
 """A Hugging Face Hub on loopback: repositories, branches, LFS uploads, commits and downloads.
 
-It keeps everything in memory, and can be told to fail.
+One hub for models, which can be told to fail, and one that only hands out data sets. Everything
+is in memory.
 """
 
 import base64
@@ -175,18 +176,85 @@ def _commit_id(name, branch):
     return hashlib.sha1(f"{name}@{branch}".encode()).hexdigest()
 
 
+class _DataHandler(JsonHandler):
+    files: dict
+
+    def handle_any(self):
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if parts[:2] == ["api", "datasets"]:
+            return self.api("/".join(parts[2:4]), parts[4:], content)
+        if parts[0] == "datasets" and parts[3] == "resolve":
+            found = self.files.get("/".join(parts[1:3]), {}).get("/".join(parts[5:]))
+            if found is None:
+                return self.answer(404, {}, {"X-Error-Code": "EntryNotFound"})
+            first, last = 0, len(found)
+            headers = {"X-Repo-Commit": "c" * 40, "ETag": str(len(found))}
+            if asked := self.headers.get("Range"):
+                first, last = asked.removeprefix("bytes=").split("-")
+                first, last = int(first), int(last or len(found)) + 1
+                headers["Content-Range"] = f"bytes {first}-{last - 1}/{len(found)}"
+            return self.answer(206 if asked else 200, found[first:last], headers)
+        return self.answer(404, {})
+
+    do_GET = do_HEAD = do_POST = handle_any
+
+    def api(self, name, parts, content):
+        if name not in self.files:
+            return self.answer(404, {}, {"X-Error-Code": "RepoNotFound"})
+        files = self.files[name]
+        if not parts or parts[0] == "revision":
+            siblings = [{"rfilename": path} for path in files]
+            return self.answer(200, {"id": name, "sha": "c" * 40, "siblings": siblings})
+        if parts[0] == "tree":
+            recursive = "recursive=true" in self.path.lower()
+            return self.answer(200, self.entries(files, "/".join(parts[2:]), recursive))
+        asked = json.loads(content)["paths"] if content[:1] == b"{" else []
+        asked = asked or parse_qs(content.decode()).get("paths", [])
+        found = [entry for entry in self.entries(files, "", True) if entry["path"] in asked]
+        return self.answer(200, found)
+
+    @staticmethod
+    def entries(files, below, recursive):
+        found = {}
+        for path, content in files.items():
+            folders = path.split("/")[:-1]
+            for depth in range(1, len(folders) + 1):
+                folder = "/".join(folders[:depth])
+                found[folder] = {"type": "directory", "path": folder, "oid": "d" * 40, "size": 0}
+            found[path] = {"type": "file", "path": path, "size": len(content), "oid": "f" * 40}
+        prefix = f"{below}/" if below else ""
+        return [
+            entry
+            for path, entry in sorted(found.items())
+            if path.startswith(prefix) and (recursive or "/" not in path.removeprefix(prefix))
+        ]
+
+
 @contextmanager
-def running():
-    """A hub that answers on a free port of the loopback interface."""
-    hub = Hub()
-    handler = type("Handler", (_Handler,), {"hub": hub})
+def _serving(handler):
+    """Answers on a free port of the loopback interface; yields its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def running():
+    """A hub for models, empty at first."""
+    hub = Hub()
+    with _serving(type("Handler", (_Handler,), {"hub": hub})) as hub.url:
+        yield hub
+
+
+@contextmanager
+def data_hub(files):
+    """A hub that holds data sets, {repository: {path: content}}; yields its address."""
+    with _serving(type("Handler", (_DataHandler,), {"files": files})) as url:
+        yield url

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 BUCKET = "bucket"
@@ -37,6 +38,8 @@ class S3:
     heeds_conditions: bool = True
     """False: as a store that does not know conditional writes, and writes all the same."""
     requests: list[Request] = field(default_factory=list)
+    refused: int = 0
+    """Of these, how many were not passed on whole, at once."""
     judge: Callable[[Request], "int | float | str | None"] = lambda request: None
     """Of each request: None lets it pass; an int is a status to answer; a float is a delay in
     seconds; 'drop' closes the connection, 'half' after half of the body was passed on; another
@@ -45,14 +48,55 @@ class S3:
     def client(self) -> Any:
         import boto3
 
-        return boto3.client("s3", endpoint_url=self.direct)
+        return boto3.client(
+            "s3",
+            endpoint_url=self.direct,
+            region_name="us-east-1",
+            aws_access_key_id="key-of-tests",
+            aws_secret_access_key="secret-of-tests",
+        )
 
-    def names(self) -> list[str]:
-        listed = self.client().list_objects_v2(Bucket=BUCKET)
+    def names(self, bucket: str = BUCKET) -> list[str]:
+        listed = self.client().list_objects_v2(Bucket=bucket)
         return [item["Key"] for item in listed.get("Contents", [])]
 
-    def read(self, key: str) -> bytes:
-        return self.client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    def read(self, key: str, bucket: str = BUCKET) -> bytes:
+        return self.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    def objects(self, bucket: str, prefix: str) -> dict[str, bytes]:
+        """Content by what follows the prefix."""
+        names = [name for name in self.names(bucket) if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.read(name, bucket) for name in names}
+
+    def put(self, bucket: str, files: dict[str, bytes]) -> None:
+        """Make a bucket that holds these files."""
+        client = self.client()
+        client.create_bucket(Bucket=bucket)
+        for key, content in files.items():
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+
+    def deny(self, *parts: str) -> None:
+        """Nobody has permission where a part is in the path."""
+        self.judge = lambda request: (
+            "AccessDenied" if any(part in request.path for part in parts) else None
+        )
+
+    def fail_each(self, count: int) -> None:
+        """Answer each so-many-th request with 503; never for 0."""
+        self.judge = lambda request: 503 if count and len(self.requests) % count == 0 else None
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Credentials of tests, and no file of the user's: `folder` has none."""
+    return {
+        "AWS_ACCESS_KEY_ID": "key-of-tests",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(folder / "no-aws-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no-aws-credentials"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "TESSERA_CACHE": str(folder / "cache"),
+    }
 
 
 @contextmanager
@@ -88,6 +132,7 @@ class _Door(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, length)
         self.s3.requests.append(request)
         verdict = self.s3.judge(request)
+        self.s3.refused += verdict is not None
         if verdict == "drop":
             self.close_connection = True
             self.connection.close()

@@ -74,8 +74,7 @@ def records(
     if kind == "arrow":
         return _arrow_records(address)
     if kind == "warc":
-        by_record = compression == "gzip"  # each has its own stream, which its reader knows
-        return warc_records(open_stream(address, None if by_record else compression), notes)
+        return warc_records(open_stream(address, compression), notes)
     can_be_entered = kind == "jsonl" and compression is None and reading.cuts_lines
     if can_be_entered and (start or is_lines_of_json(address, reading)):
         return _json_lines(_lines_between(address, start, stop), reading)

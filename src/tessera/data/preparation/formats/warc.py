@@ -1,9 +1,14 @@
 """Web archives: the text of pages in WARC files, or the text that WET files hold already."""
 
+import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from tessera.data.preparation.notes import NO_PAGES, TEXTLESS_PAGES, Notes
+
+_TEXT, _ANSWER, _ABOUT = b"conversion", b"response", b"warcinfo"
+_LONGEST_LINE = 1 << 20
+_BYTES_AT_ONCE = 1 << 22
 
 
 def warc_records(stream: BinaryIO, notes: Notes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -15,43 +20,82 @@ def warc_records(stream: BinaryIO, notes: Notes) -> Iterator[tuple[str, dict[str
     without text, are counted.
 
     Raises:
-        ValueError: it is no archive, or its end is missing.
+        ValueError: it is no archive, or a record of it does not end where it says.
     """
     try:
-        from warcio.archiveiterator import ArchiveIterator
         from warcio.exceptions import ArchiveLoadFailed
+        from warcio.recordloader import ArcWarcRecordLoader
+        from warcio.statusandheaders import StatusAndHeadersParserException
     except ImportError as error:
         raise ValueError("web archives need warcio: pip install 'tessera[data]'") from error
-    archive = ArchiveIterator(stream)
+    loader = ArcWarcRecordLoader()
+    for number, (kind, framed) in enumerate(_framed(stream)):
+        place = f"record {number}"
+        text = None
+        if framed is not None:
+            try:
+                record = loader.parse_record_stream(io.BytesIO(framed))
+            except (ArchiveLoadFailed, StatusAndHeadersParserException, EOFError):
+                record = None  # what was answered is no HTTP
+            if record is not None and kind == _TEXT:
+                text = record.content_stream().read().decode("utf-8", errors="replace")
+            elif record is not None and _is_html(record):
+                text = _main_text(record.content_stream().read())
+        if text is None:
+            if kind != _ABOUT:
+                notes.add(NO_PAGES, place)
+            continue
+        if not text.strip():
+            notes.add(TEXTLESS_PAGES, place)
+            continue
+        header = record.rec_headers.get_header
+        name = str(header("WARC-Record-ID") or f"#{number}").strip("<>")
+        about = {"url": header("WARC-Target-URI"), "date": header("WARC-Date")}
+        yield f"#{number}", {"id": name.removeprefix("urn:uuid:"), "text": text, **about}
+
+
+def _framed(stream: BinaryIO) -> Iterator[tuple[bytes, bytes | None]]:
+    """The records of an archive: their type, and all their bytes if they may hold text.
+
+    As ISO 28500 has them: a version, fields, an empty line, a block of `Content-Length` bytes, two
+    empty lines. warcio's own iterator passes over what does not keep to this, and over a last
+    record that was cut off.
+    """
     number = 0
-    try:
-        for record in archive:
-            place = f"record {number}"
-            number += 1
-            if record.rec_type == "conversion":
-                text = _content(record).decode("utf-8", errors="replace")
-            elif record.rec_type == "response" and _is_html(record):
-                text = _main_text(_content(record))
-            else:
-                if record.rec_type != "warcinfo":
-                    notes.add(NO_PAGES, place)
-                continue
-            if not text.strip():
-                notes.add(TEXTLESS_PAGES, place)
-                continue
-            header = record.rec_headers.get_header
-            name = str(header("WARC-Record-ID") or f"#{number - 1}").strip("<>")
-            about = {"url": header("WARC-Target-URI"), "date": header("WARC-Date")}
-            yield f"#{number - 1}", {"id": name.removeprefix("urn:uuid:"), "text": text, **about}
-    except ArchiveLoadFailed as error:
-        raise ValueError(f"is no web archive after {number} records ({error})") from error
+    while line := stream.readline(_LONGEST_LINE):
+        if not line.startswith(b"WARC/"):
+            raise ValueError(
+                f"is no web archive after {number} records (not WARC/1: {line[:20]!r})"
+            )
+        head, fields = [line], {}
+        while (line := stream.readline(_LONGEST_LINE)).strip():
+            name, _, value = line.partition(b":")
+            fields[name.strip().lower()] = value.strip()
+            head.append(line)
+        length = fields.get(b"content-length", b"")
+        if not (line.endswith(b"\n") and length.isdigit()):
+            what = "has no length" if line.endswith(b"\n") else "is cut off"
+            raise ValueError(f"record {number} {what}; replace the file")
+        kind = fields.get(b"warc-type", b"")
+        wanted = kind == _TEXT or (kind == _ANSWER and b"warc-target-uri" in fields)
+        block = _block(stream, int(length), keep=wanted)
+        if block is None or stream.read(4) != b"\r\n\r\n":
+            raise ValueError(f"record {number} does not end where it says; replace the file")
+        yield kind, b"".join([*head, b"\r\n", block]) if wanted else None
+        number += 1
 
 
-def _content(record: Any) -> bytes:
-    content = record.content_stream().read()
-    if getattr(record.raw_stream, "limit", 0) > 0:
-        raise ValueError("ends in the middle of a record; replace it")
-    return bytes(content)
+def _block(stream: BinaryIO, length: int, *, keep: bool) -> bytes | None:
+    """So many bytes, or none of them if not to be kept; None if the stream ends before."""
+    kept = io.BytesIO()
+    while length > 0:
+        piece = stream.read(min(length, _BYTES_AT_ONCE))
+        if not piece:
+            return None
+        length -= len(piece)
+        if keep:
+            kept.write(piece)
+    return kept.getvalue()
 
 
 def _is_html(record: Any) -> bool:
