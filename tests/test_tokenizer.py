@@ -1,10 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
 import pytest
 import tokenizers
 from preparing import call, write_jsonl
+from reference import fake_hub
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -265,6 +269,28 @@ def test_an_id_while_offline_is_asked_for_once_and_answered_at_once(monkeypatch,
     assert "\n" not in str(said.value)
     assert len(asked) == 1 and asked[0] <= 5
     assert "Retry" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_id_is_read_from_the_hub_and_afterwards_from_the_cache_of_this_machine(tmp_path):
+    folder = save(byte_level(), tmp_path / "t")
+    code = (
+        "import sys; from tessera.tokenizer import load_tokenizer; "
+        "print(load_tokenizer('org/words').fingerprint, 'transformers' in sys.modules)"
+    )
+    expected = f"{load_tokenizer(folder).fingerprint} False"
+
+    def told(url):
+        about = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **about})
+        return done.stdout.strip() or done.stderr
+
+    with fake_hub.running() as hub:
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        hub.branches["org/words"] = {"main": {**files, "model.safetensors": b"not asked for"}}
+        assert told(hub.url) == expected
+    assert told("http://127.0.0.1:9") == expected
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
 # ---- what a tokenizer loses, and how it frames text

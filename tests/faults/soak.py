@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +144,10 @@ class Soak:
             return []
         ends: dict[str, Callable] = dict(ENDS)
         if kind == "store":
-            ends = {**ENDS, **STORE_ENDS, **STORE_ENDS}
+            ends = {**ENDS, **STORE_ENDS}
         if kind == "small disk" and os.path.ismount(folder):
             ends = {**ENDS, "a full disk": _fill}
-        what = self.dice.choice([*ends, *([*ends][len(ENDS) :] * 4)])
+        what = self._least_tried(ends)
         self.tried[what] += 1
         done = [what]
         ends[what](run)
@@ -159,15 +159,19 @@ class Soak:
             done = [f"{what}, badly"]
         (folder / "full").unlink(missing_ok=True)
         if self.dice.random() < 0.5:
-            tear = self.dice.choice([*TEARS])
-            if kind == "store" and self.dice.random() < 0.5:
-                tear = MOVED
+            tear = self._least_tried([*TEARS, MOVED] if kind == "store" else TEARS)
+            if tear == MOVED:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 TEARS[tear](folder, self.dice)
             self.tried[tear] += 1
             done.append(tear)
         return done
+
+    def _least_tried(self, faults: Iterable[str]) -> str:
+        """One of those that were tried least often, so that a short soak tries many kinds."""
+        often = {what: self.tried[what] for what in faults}
+        return self.dice.choice([what for what in often if often[what] == min(often.values())])
 
     def _compare(
         self, name: str, kind: str, done: list[str], folder: Path, worlds: set[int]

@@ -286,7 +286,7 @@ def _read_files(name: str) -> dict[str, str]:
         names_a_place = "/" in name and folder.parent.is_dir()  # an id has no folder before it
         if folder.exists() or name.startswith((".", "/")) or name.count("/") > 1 or names_a_place:
             raise ValueError(f"tokenizer {name}: no such folder; train one, or correct the path")
-        return _files_from_transformers(name, name)
+        return _files_from_hub(name)
     files = _texts(folder)
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
@@ -304,24 +304,41 @@ def _texts(folder: Path) -> dict[str, str]:
     return found
 
 
-def _files_from_transformers(place: str, name: str) -> dict[str, str]:
-    """What transformers would save for a tokenizer that is on the Hub or has no tokenizer.json."""
-    import transformers
+def _files_from_hub(name: str) -> dict[str, str]:
+    """The files as the Hub has them, or its cache on this machine where it is out of reach.
 
-    # Where the Hub is out of reach, only its local cache is looked at: transformers would try for
-    # a minute, file by file.
-    silent = None if Path(place).is_dir() else _hub_silence()
+    transformers would try for a minute, file by file, and takes ten seconds to be imported: it is
+    asked only where there is no tokenizer.json.
+    """
+    from huggingface_hub import snapshot_download
+
+    silent = _hub_silence()
+    offline = silent is not None
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(
-            place, use_fast=True, local_files_only=silent is not None, trust_remote_code=False
+        folder = snapshot_download(
+            name, allow_patterns=list(TOKENIZER_FILES), local_files_only=offline
         )
-    except Exception as error:  # transformers raises whatever the Hub or a parser raised
+    except Exception as error:  # the Hub and its client raise of many kinds
         if silent is not None:
             raise ValueError(
                 f"tokenizer {name} is no folder here, and {silent}; correct the path, or download "
                 f"it where there is a network (hf download {name} --local-dir FOLDER), and name "
                 "that folder"
             ) from error
+        raise ValueError(f"tokenizer {name} cannot be loaded: {error}") from error
+    files = _texts(Path(folder))
+    return files if "tokenizer.json" in files else _files_from_transformers(name, name, offline)
+
+
+def _files_from_transformers(place: str, name: str, offline: bool = False) -> dict[str, str]:
+    """What transformers would save for a tokenizer that has no tokenizer.json."""
+    import transformers
+
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(
+            place, use_fast=True, local_files_only=offline, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises whatever the Hub or a parser raised
         raise ValueError(f"tokenizer {name} cannot be loaded: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         loaded.save_pretrained(folder)
