@@ -5,7 +5,7 @@ FLOOR := .venv-floor
 DEMO := runs/demo
 END := checkpoints/complete.yaml
 
-.PHONY: setup demo demo-anneal demo-eval test test-all test-floor check fuzz soak versions clean
+.PHONY: setup demo demo-anneal demo-eval test test-all test-floor check fuzz soak gpu versions clean
 
 setup: $(VENV)/.installed
 
@@ -108,6 +108,10 @@ fuzz: setup
 #   make soak MINUTES=60 SEED=7
 soak: setup
 	$(BIN)/python tests/faults/soak.py $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+# What only a GPU can tell, in pieces of nine minutes: runs/gpu/summary.md.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 # The versions that the image has: those installed here, on which the suite has just passed.
 versions: setup

@@ -134,3 +134,15 @@ print("compiler:", "torch._dynamo" in sys.modules, "torch._inductor" in sys.modu
     status, printed, _ = run(code, cwd=tmp_path)
     assert status == 0, printed
     assert "compiler: False False" in printed
+
+
+@pytest.mark.slow
+def test_pieces_for_a_gpu_are_done_once_each(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks/gpu.py"
+    command = [sys.executable, str(script), "--tiny", "--out", str(tmp_path), "--only", "machine"]
+    for said in ("machine: ended well", "machine: done before"):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
+    assert "attention backends" in (tmp_path / "summary.md").read_text()
+    unknown = subprocess.run([*command, "nothing"], capture_output=True, text=True)
+    assert unknown.returncode == 2 and "no piece ['nothing']" in unknown.stderr

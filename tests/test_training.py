@@ -1,4 +1,5 @@
 import errno
+import gzip
 import io
 import json
 import math
@@ -625,3 +626,16 @@ def test_with_several_ranks_stacks_are_printed_before_the_others_give_up(monkeyp
         assert next(watchdog(config, closing))._seconds == 30 * 60
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert next(watchdog(config, closing))._seconds < 10 * 60
+
+
+def test_where_the_time_of_some_steps_goes_is_told_once(corpus, tmp_path):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(
+        corpus, folder, duration="5ba", compute={"trace": {"after_steps": 1, "steps": 2}}
+    )
+    assert tiny_run.train(plain) == 0
+    with gzip.open(folder / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    steps = [event["name"] for event in events if event["name"].startswith("ProfilerStep#")]
+    assert sorted(set(steps)) == ["ProfilerStep#2", "ProfilerStep#3"]
+    assert "aten::mm" in (folder / "trace.txt").read_text()

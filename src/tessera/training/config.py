@@ -101,6 +101,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceConfig:
+    """Which steps torch's profiler watches, on rank 0, for `trace.json.gz` in the run folder."""
+
+    after_steps: int = 20
+    """Steps of this start before; the first ones compile, and read what is in no cache yet."""
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.after_steps < 0:
+            found.append(f"after_steps must not be negative; got {self.after_steps}")
+        if self.steps < 1:
+            found.append(f"steps must be at least 1; got {self.steps}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """How the work is done. Nothing here changes what is computed, beyond rounding."""
 
@@ -120,6 +138,8 @@ class ComputeConfig:
     """CPU threads of each rank; null: OMP_NUM_THREADS, or the cores divided among the ranks."""
     timeout_minutes: float = 10.0
     """How long a rank waits for the others before it gives up."""
+    trace: TraceConfig | None = None
+    """Where the time of some steps goes; these steps are slower."""
 
     def __post_init__(self) -> None:
         found = []

@@ -33,6 +33,7 @@ from tessera.training.callbacks.checkpointer import Checkpointer, RunRecord
 from tessera.training.callbacks.evaluator import Batches, Evaluator
 from tessera.training.callbacks.progress import Clock
 from tessera.training.callbacks.spikes import SpikeGuard
+from tessera.training.callbacks.trace import Trace
 from tessera.training.callbacks.train_step import TrainStep
 from tessera.training.callbacks.watchdog import RecompileWatch, Watchdog
 from tessera.training.config import RunConfig
@@ -115,6 +116,7 @@ def build_trainer(
             after_save=after_save,
         ),
         *watchdog(config, closing),
+        *trace(config, closing),
     ]
     trainer = Trainer(
         model=model,
@@ -285,6 +287,12 @@ def watchdog(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
         made = Watchdog(config.folder, minutes)
         closing.callback(made.stop)
         yield made
+
+
+def trace(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
+    """Watches where the time of some steps goes, if that is asked for."""
+    if config.compute.trace is not None and distributed.rank() == 0:
+        yield Trace(config.compute.trace, config.folder, closing)
 
 
 def parallelism(config: RunConfig) -> ParallelismConfig | None:
