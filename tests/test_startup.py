@@ -138,7 +138,7 @@ print("compiler:", "torch._dynamo" in sys.modules, "torch._inductor" in sys.modu
 
 @pytest.mark.slow
 def test_pieces_for_a_gpu_are_done_once_each(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks/gpu.py"
+    script = REPOSITORY / "benchmarks" / "gpu.py"
     command = [sys.executable, str(script), "--tiny", "--out", str(tmp_path), "--only", "machine"]
     for said in ("machine: ended well", "machine: done before"):
         done = subprocess.run(command, capture_output=True, text=True)
