@@ -38,12 +38,14 @@ from tessera.quantities import ByteSize
 TOKENIZER = fake_tokenizer()
 
 
+SOURCES = {
+    "web": SourceConfig(local="documents=300", weight=0.6),
+    "code": SourceConfig(local="documents=50,longest=200", weight=0.4),
+}
+
+
 def data_config(**changes):
-    sources = {
-        "web": SourceConfig(local="documents=300", weight=0.6),
-        "code": SourceConfig(local="documents=50,longest=200", weight=0.4),
-    }
-    plain = {"sources": sources, "max_seq_len": 32, "row_tokens": 128, "lanes": 8, "seed": 1}
+    plain = {"sources": SOURCES, "max_seq_len": 32, "row_tokens": 128, "lanes": 8, "seed": 1}
     return DataConfig(**(plain | {"waiting_pieces": 12, "block_documents": 100} | changes))
 
 
@@ -508,3 +510,30 @@ def test_states_of_ranks_merge_into_the_state_of_one():
     assert merge_states(shares) == one
     assert LoaderState.from_json(one.to_json()) == one
     assert MASK not in one.lanes[0].drawn
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_how_often_a_source_was_read_is_a_fraction(world_size):
+    """The documents whose every piece is in a row so far, beside those that are empty."""
+    loaders = [make_loader(rank=rank, world_size=world_size) for rank in range(world_size)]
+    opened = {name: open_fake(name, source, "train", 0) for name, source in SOURCES.items()}
+    pieces = {
+        f"{name}-{shard}-{n}": -(-length // 30)
+        for name, source in opened.items()
+        for shard, lengths in enumerate(source.lengths_of)
+        for n, length in enumerate(lengths)
+    }
+    seen = Counter()
+    fractions = []
+    for batches in zip(*loaders, strict=True):
+        if max(epoch for batch in batches for epoch in batch.source_epochs.values()) > 0:
+            break
+        seen.update(name for batch in batches for row in batch.names() for _, name, _ in row)
+        states = merge_states(batch.state for batch in batches)
+        for source, passed in states.passed_over().items():
+            finished = sum(batch.finished_documents[source] for batch in batches)
+            whole = [n for n in seen if n.startswith(source) and seen[n] == pieces[n]]
+            assert finished == len(whole) + passed["empty"]
+            assert batches[0].source_documents[source] == opened[source].samples.sum()
+            fractions.append(finished / batches[0].source_documents[source])
+    assert max(fractions) > 0.4, "too little was read for this to say anything"

@@ -42,7 +42,9 @@ def test_every_step_has_one_line_that_says_everything(run):
         assert record["first_row"] == rows
         rows += record["rows"]
         assert sum(record["source_tokens"].values()) == record["step_tokens"]
-        assert record["source_epochs"].keys() == {"web", "code"}
+        assert record["source_epochs"].keys() == record["epochs_read"].keys() == {"web", "code"}
+        for source, furthest in record["source_epochs"].items():
+            assert 0 <= record["epochs_read"][source] <= furthest + 1
         assert record["packing_fill"] == record["step_tokens"] / (record["rows"] * 128)
         assert record["mask_rate"] == record["masked_tokens"] / record["step_tokens"]
         assert 0.2 < record["mask_rate"] < 0.4

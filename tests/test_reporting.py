@@ -409,6 +409,17 @@ def test_a_phase_that_is_not_done_says_so(tmp_path, planned, said):
     assert ("it has trained" in table) == (said is not None)
 
 
+def test_epochs_are_fractions_and_of_an_older_record_a_bound(tmp_path):
+    records = list(records_of_a_phase(steps=5))
+    old = page_of([write_run(tmp_path / "old", records)], tmp_path)
+    assert "<td>under 1</td>" in old
+    for record in records:
+        if record["kind"] == "step":
+            record["epochs_read"] = dict.fromkeys(WEIGHTS, 0.148 * record["step"])
+    new = page_of([write_run(tmp_path / "new", records)], tmp_path)
+    assert "<td>0.74</td>" in new and "<td>under" not in new
+
+
 def test_a_falling_masking_rate_is_drawn_and_a_constant_one_is_not(tmp_path, chain):
     assert "Masking rate" not in page_of(chain, tmp_path)
     config = {"train_data": {"masking": {"rate": 0.3, "final_rate": 0.1}}}

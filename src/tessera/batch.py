@@ -4,7 +4,7 @@ Legend: `R` rows, `T = R * row_tokens` token slots, `n` segments, `M` prediction
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class RankBatch:
     """Real tokens of this rank's rows, per source."""
     source_epochs: dict[str, int]
     """The furthest epoch, from 0, that a lane of this rank has reached in each source."""
+    finished_documents: dict[str, int] = field(default_factory=dict)
+    """Documents of each source of which these lanes hold no piece back, over all epochs so far."""
+    source_documents: dict[str, int] = field(default_factory=dict)
+    """Documents that each source has."""
     names: Callable[[], list[list[tuple[str, str, int]]]]
     """Looks up (source, document id, number of the piece) of each document of each row."""
     wait_seconds: float

@@ -112,6 +112,8 @@ class Loader:
         shapes = Shapes(self._config.row_tokens, self._config.max_seq_len)
         lanes = dict(self.start.lanes)
         epochs = {lane: self.epochs(lane, state) for lane, state in lanes.items()}
+        finished = {lane: state.documents_finished() for lane, state in lanes.items()}
+        sizes = [int(reader.documents.samples.sum()) for reader in self._readers]
         steps = self.steps()
 
         def by_source(
@@ -122,8 +124,10 @@ class Loader:
         while True:
             begin = time.perf_counter()
             step, rows_before, global_rows, rows = next(steps)
-            lanes |= {row.lane: row.state for row in rows}
-            epochs |= {row.lane: self.epochs(row.lane, row.state) for row in rows}
+            last = {row.lane: row.state for row in rows}
+            epochs |= {lane: self.epochs(lane, state) for lane, state in last.items()}
+            finished |= {lane: state.documents_finished() for lane, state in last.items()}
+            lanes |= last
             after = replace(
                 self.start, step=step + 1, rows=rows_before + global_rows, lanes=dict(lanes)
             )
@@ -135,6 +139,8 @@ class Loader:
                 row_digests=torch.from_numpy(np.stack([row.digest for row in rows])),
                 source_tokens=by_source(sum, (row.source_tokens for row in rows)),
                 source_epochs=by_source(max, epochs.values()),
+                finished_documents=by_source(sum, finished.values()),
+                source_documents=dict(zip(self.sources, sizes, strict=True)),
                 names=partial(self._names, rows),
                 wait_seconds=time.perf_counter() - begin,
                 state=after,

@@ -108,6 +108,19 @@ class Phase:
         }
         return {name: int(epochs.max()) for name, epochs in furthest.items() if epochs.size}
 
+    def epochs_read(self) -> dict[str, float]:
+        """How often each source was read in all, 0.74 being most of it once.
+
+        NaN where an older version recorded the furthest epoch alone.
+        """
+        read = {
+            name.removeprefix("epochs_read."): column[np.isfinite(column)]
+            for name, column in self.columns.items()
+            if name.startswith("epochs_read.")
+        }
+        known = {name: float(values[-1]) for name, values in read.items() if values.size}
+        return dict.fromkeys(self.source_epochs(), math.nan) | known
+
     def wanted_shares(self) -> dict[str, float]:
         """Share of the tokens each source should have, from the weights of the configuration."""
         sources = self.setting("train_data", "sources") or {}

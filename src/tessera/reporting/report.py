@@ -159,7 +159,7 @@ def _mixture(phases: Sequence[Phase]) -> str:
     names = source_names(phases)
     parts = []
     for phase in phases:
-        tokens, wanted, epochs = phase.source_tokens(), phase.wanted_shares(), phase.source_epochs()
+        tokens, wanted, epochs = phase.source_tokens(), phase.wanted_shares(), phase.epochs_read()
         total = math.fsum(tokens.values())
         if not total > 0:
             continue
@@ -175,19 +175,26 @@ def _mixture(phases: Sequence[Phase]) -> str:
                 f"{share:.1%}",
                 f"{aim:.1%}" if aim is not None else NOTHING,
                 short_number(tokens.get(name, 0.0)),
-                str(epochs[name] + 1) if name in epochs else NOTHING,
+                _epochs(epochs.get(name, math.nan), phase.source_epochs().get(name)),
             ]
             row = "".join(f"<td>{cell}</td>" for cell in cells)
             lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')
         parts.append(
             f'<div class="scroll"><table class="mixture"><thead><tr><th>{escape(phase.name)}</th>'
-            "<td></td><th>share</th><th>wanted</th><th>tokens</th><th>epoch</th></tr></thead>\n"
+            "<td></td><th>share</th><th>wanted</th><th>tokens</th><th>epochs</th></tr></thead>\n"
             f"<tbody>{''.join(lines)}</tbody></table></div>"
         )
     if not parts:
         return ""
     caption = "Bars: what was trained on. Marks: the share that the weights ask for."
     return f'<h2>Sources</h2>\n<p class="caption">{caption}</p>\n' + "\n".join(parts)
+
+
+def _epochs(read: float, furthest: int | None) -> str:
+    """How often a source was read; of an older record, at most how often."""
+    if math.isfinite(read):
+        return f"{read:.2f}" if read < 100 else short_number(read)
+    return NOTHING if furthest is None else f"under {furthest + 1}"
 
 
 def _settings(phases: Sequence[Phase]) -> str:

@@ -1,5 +1,6 @@
 """Where a loader stands, in all lanes or in those of one rank."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +25,16 @@ class LaneState:
     """Tokens drawn from each source since the mixture is what it is, its head start included."""
     waiting: tuple[PieceId, ...] = ()
     """From the oldest to the newest."""
+
+    def documents_finished(self) -> tuple[int, ...]:
+        """Per source, how many documents were read of which no piece waits."""
+        waiting = {(source, document) for source, document, _ in self.waiting}
+        held = Counter(
+            source
+            for source, document in waiting
+            if document < self.cursors[source].document  # else it is not counted as read anyway
+        )
+        return tuple(cursor.document - held[n] for n, cursor in enumerate(self.cursors))
 
     def to_json(self) -> JsonObject:
         """Plain lists; documents are counted from the one before, so that numbers stay short."""

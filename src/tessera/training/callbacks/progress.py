@@ -81,6 +81,8 @@ class Share:
     """(4,) int64: of this rank's rows."""
     source_tokens: dict[str, int]
     source_epochs: dict[str, int]
+    finished_documents: dict[str, int]
+    source_documents: dict[str, int]
     flops: float
     wait_seconds: float
     stop_signal: int | None
@@ -104,6 +106,8 @@ class Step:
     """Hexadecimal sha256 of the global batch, whatever the number of ranks."""
     source_tokens: dict[str, int]
     source_epochs: dict[str, int]
+    epochs_read: dict[str, float] = field(default_factory=dict)
+    """How often each source was read so far: 0.74 if three quarters of its documents were."""
     flops: float
     wait_seconds: float
     """Of the rank that waited longest."""
@@ -138,6 +142,8 @@ def share_of(
         digest_sum=digest_sum(batch.row_digests.numpy()),
         source_tokens=batch.source_tokens,
         source_epochs=batch.source_epochs,
+        finished_documents=batch.finished_documents,
+        source_documents=batch.source_documents,
         flops=flops,
         wait_seconds=batch.wait_seconds,
         stop_signal=stop_signal,
@@ -149,6 +155,8 @@ def whole(shares: Sequence[Share]) -> Step:
     masked = sum(share.masked_tokens for share in shares)
     loss_sum = math.fsum(share.loss_sum for share in shares) if _all_finite(shares) else math.nan
     rows = np.concatenate([share.rows for share in shares])
+    finished = _merged(sum, [share.finished_documents for share in shares])
+    documents = _merged(max, [share.source_documents for share in shares])
     return Step(
         loss=loss_sum / masked if masked else math.nan,
         grad_norm=max((share.grad_norm for share in shares), key=_nan_last),
@@ -160,6 +168,7 @@ def whole(shares: Sequence[Share]) -> Step:
         digest=batch_digest(digest_sum(np.stack([share.digest_sum for share in shares]))),
         source_tokens=_merged(sum, [share.source_tokens for share in shares]),
         source_epochs=_merged(max, [share.source_epochs for share in shares]),
+        epochs_read={name: finished[name] / documents[name] for name in finished},
         flops=math.fsum(share.flops for share in shares),
         wait_seconds=max(share.wait_seconds for share in shares),
         stop_signal=next((s.stop_signal for s in shares if s.stop_signal is not None), None),

@@ -173,6 +173,7 @@ class TrainStep(Callback):
             "packing_fill": step.tokens / step.slots,
             "source_tokens": step.source_tokens,
             "source_epochs": step.source_epochs,
+            "epochs_read": step.epochs_read,
             "step_seconds": seconds,
             "tokens_per_second": step.tokens / seconds,
             "mfu": step.flops / seconds / peak if peak else None,
