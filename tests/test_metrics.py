@@ -313,3 +313,40 @@ def test_no_step_uses_more_than_all_of_a_device(corpus, tmp_path, monkeypatch):
     assert tiny_run.train(tiny_run.settings(corpus, tmp_path / "run", **more)) == 0
     used = [record["mfu"] for record in tiny_run.metrics(tmp_path / "run")]
     assert used[0] == 1 and all(0 < share <= 1 for share in used)
+
+
+def test_the_rate_that_utilisation_is_measured_against_stays_with_the_run(
+    corpus, tmp_path, monkeypatch
+):
+    """A start in a bad moment changes nothing of the run, nor of its next phase."""
+    measured = []
+
+    def busy(*_, **__):
+        measured.append(1e9 if measured else 4e12)
+        return measured[-1]
+
+    monkeypatch.setattr("tessera.training.trainer.matmul_rate", busy)
+    more = {"evaluation__at_end": False}
+    first = tmp_path / "first"
+    for steps in (2, 4):
+        assert tiny_run.train(tiny_run.settings(corpus, first, duration=f"{steps}ba", **more)) == 0
+    (machine,) = json.loads((first / "machine.json").read_text())["starts"]
+    assert measured == [4e12] and machine["matmul_flops_per_second"] == 4e12
+    assert machine["versions"]["torch"] and machine["device"] and machine["ranks"] == 1
+
+    plain = tiny_run.settings(corpus, tmp_path / "next", duration="1ba", **more)
+    assert tiny_run.train(plain | {"start_from": str(first)}) == 0
+    (machine,) = json.loads((tmp_path / "next" / "machine.json").read_text())["starts"]
+    assert measured == [4e12, 1e9] and machine["matmul_flops_per_second"] == 4e12
+
+
+@pytest.mark.parametrize(
+    "content", [b"{torn", b"{}", b"[1]", b'{"starts": [{"matmul_flops_per_second": 1e999}]}']
+)
+def test_a_damaged_note_of_the_machine_is_written_anew(corpus, tmp_path, content):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "machine.json").write_bytes(content)
+    more = {"duration": "1ba", "evaluation__at_end": False}
+    assert tiny_run.train(tiny_run.settings(corpus, folder, **more)) == 0
+    assert json.loads((folder / "machine.json").read_text())["starts"][-1]["ranks"] == 1

@@ -2,6 +2,7 @@
 
 - `config.yaml`: the configuration, resolved
 - `metrics.jsonl`: one object per step, and one per evaluation
+- `machine.json`: devices, versions, and the rate that FLOP utilisation is measured against
 - `checkpoints/step00001234.pt`: the state of training after that step
 - `checkpoints/latest`: a link to the newest
 - `checkpoints/complete.yaml`: the configuration of which the phase is complete

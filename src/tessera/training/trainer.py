@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from tessera.model.attention.backends import choose
 from tessera.model.device_rate import matmul_rate
 from tessera.model.tiling import tile_weights
 from tessera.optim.optimizers import build_optimizer, remember_peak
+from tessera.paths import is_remote
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer
 from tessera.training import distributed, resume
@@ -39,6 +41,7 @@ from tessera.training.callbacks.watchdog import RecompileWatch, Watchdog
 from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
 from tessera.training.loggers import Sinks, open_sinks
+from tessera.training.machine import Machine
 from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder, train_data_spec
 from tessera.training.rate_jump import describe_jump
 from tessera.training.resume import Saved
@@ -92,8 +95,8 @@ def build_trainer(
         guard=SpikeGuard.from_progress(config.spikes, saved.progress if saved is not None else {}),
         stop_signal=stop.asked,
         sinks=sinks,
-        peak_flops=matmul_rate(torch.device(device), matrix_dtype(config, device), seconds=0.3),
     )
+    note_machine(config, train_step, device)
     evaluator = Evaluator(
         config=config.evaluation,
         train_step=train_step,
@@ -242,6 +245,24 @@ def open_run_sinks(config: RunConfig, clock: Clock, closing: ExitStack) -> Sinks
         return Sinks()
     done = clock.done(config.duration.unit)
     return open_sinks(config, step=clock.steps, done=done, closing=closing)
+
+
+def note_machine(config: RunConfig, train_step: TrainStep, device: Device) -> None:
+    """Keep what the run runs on in its folder, and give its peak rate to the step's record."""
+    if distributed.rank() != 0:
+        return
+    dtype, origin = matrix_dtype(config, device), config.start_from
+    machine = Machine(
+        config.folder,
+        device,
+        dtype,
+        step=train_step.clock.steps,
+        before=None if origin is None or is_remote(origin.checkpoint) else Path(origin.checkpoint),
+    )
+    train_step.peak_flops = machine.peak(
+        lambda seconds: matmul_rate(torch.device(device), dtype, seconds=seconds)
+    )
+    train_step.on_peak = machine.note
 
 
 def validation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Batches]:

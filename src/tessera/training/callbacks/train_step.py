@@ -51,6 +51,8 @@ class TrainStep(Callback):
     sinks: Sinks
     peak_flops: float = 0.0
     """Of one device, the most that was seen of it in this run; 0 if unknown."""
+    on_peak: Callable[[float], None] = lambda peak: None
+    """Told when a step shows that the device can do more."""
     step: Step | None = None
     """The one that is being done, or was done last."""
     batch: RankBatch | None = None
@@ -148,8 +150,10 @@ class TrainStep(Callback):
         group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
         # A device that did more than it was measured to be able to was measured in a bad moment.
         world_size = distributed.world_size()
-        if self.peak_flops:
-            self.peak_flops = max(self.peak_flops, step.flops / seconds / world_size)
+        done = step.flops / seconds / world_size
+        if 0 < self.peak_flops < done:
+            self.peak_flops = done
+            self.on_peak(done)
         peak = self.peak_flops * world_size
         return {
             "kind": "step",
