@@ -62,10 +62,14 @@ def mistake(error: BaseException) -> str | None:
 def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """Read a YAML file, with `extends` and dotted overrides, as the dataclass `cls`.
 
+    A class may have `complete`, which fills in what the file leaves to something that it names.
+
     Raises:
         ConfigError: naming the file and every key that is wrong, with what was likely meant.
     """
-    return decode(cls, load_plain(path, overrides), str(_local(str(path))))
+    plain = load_plain(path, overrides)
+    complete = getattr(cls, "complete", None)
+    return decode(cls, plain if complete is None else complete(plain), str(_local(str(path))))
 
 
 def load_plain(path: str | Path, overrides: Sequence[str] = ()) -> Any:

@@ -60,6 +60,11 @@ def locate(path: Path) -> Path:
         numbered = sorted(folder.glob("step*.pt")) if folder.is_dir() else []
         if numbered:
             return numbered[-1]
+    if (path / "state.json").is_file() and (path.parent / "config.json").is_file():
+        raise CheckpointError(
+            f"{path}: is the training state of a released revision, and is read with the model "
+            f"beside it; name the folder around both, {path.parent}"
+        )
     raise CheckpointError(
         f"{path}: a folder with neither a Hugging Face model (config.json) nor checkpoints "
         "(checkpoints/latest)"

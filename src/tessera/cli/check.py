@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from tessera import fetch
 from tessera.cli.arguments import add_config, at_least
-from tessera.config import ConfigError, decode, defined_in, load_plain, refusal
+from tessera.config import ConfigError, decode, defined_in, load_plain, refusal, to_plain
 from tessera.training.config import RunConfig
+from tessera.training.inherited import RECIPE, Taken, fill
 from tessera.training.remote.remote_run import has_begun
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def check(
     Raises:
         ConfigError: it is no YAML.
     """
-    plain = load_plain(path, overrides)
+    plain, taken = fill(load_plain(path, overrides), [to_plain(config) for config in before])
     try:
         config = decode(RunConfig, plain, path)
     except ConfigError as error:
@@ -89,7 +90,7 @@ def check(
 
         problems = [*error.problems, *missing_files(plain)]
         return Checked(path=path, problems=[_located(p, path, overrides) for p in problems])
-    return _checked(config, path, overrides, hardware, before)
+    return _checked(config, path, overrides, hardware, before, taken)
 
 
 def describe(config: RunConfig, origin: str, world_size: int, overrides: Sequence[str] = ()) -> str:
@@ -112,6 +113,7 @@ def _checked(
     overrides: Sequence[str],
     hardware: "Hardware",
     before: Sequence[RunConfig],
+    taken: Taken | None = None,
 ) -> Checked:
     from tessera.planning.mixture import mixture_lines
     from tessera.planning.plan import lines_of, plan_of
@@ -136,6 +138,10 @@ def _checked(
         jump = describe_jump(config, saved.run_config, saved.progress)
         doubts += [jump] if jump and not saved.done(config.duration) else []
     begins = _start(config, findings.origin) if saved is None else _continuation(config, saved)
+    if taken is not None and taken.keys:
+        begins += f"\n{', '.join(taken.keys)}: not in the YAML, as in {taken.place}"
+        if taken.place == RECIPE:  # what is not there may bring another tokenizer
+            problems = [problem for problem in problems if not problem.startswith("tokenizer:")]
     plan = plan_of(config, findings.readings, hardware)
     lines = recipe_lines(config, hardware.world_size, begins)
     lines["data"] = "\n".join([lines["data"], *mixture_lines(findings.readings)])

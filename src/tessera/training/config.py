@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tessera.data.batch_schedule import check_world_size, world_problems
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
@@ -11,6 +11,7 @@ from tessera.optim.config import OptimizerConfig, StableAdamW
 from tessera.optim.schedules import Schedule, WarmupStableDecay, problems
 from tessera.paths import SOURCE, RunPath, SourcePath, StorePath, cached, is_remote
 from tessera.quantities import Duration
+from tessera.training.inherited import fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +255,9 @@ class RunConfig:
     duration: Duration
     """Length of the phase, almost always in real tokens."""
     model: ModelConfig
+    """Of `start_from` if left out, but for what is named: thetas, dropout."""
     tokenizer: SourcePath
-    """The folder of the tokenizer the data was prepared with."""
+    """The folder of the tokenizer the data was prepared with; of `start_from` if left out."""
     train_data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig = field(default_factory=StableAdamW)
@@ -278,6 +280,11 @@ class RunConfig:
 
     With several ranks, sooner than `compute.timeout_minutes`, after which the others give up.
     """
+
+    @classmethod
+    def complete(cls, plain: Any) -> Any:
+        """The plain configuration with what it leaves to `start_from`."""
+        return fill(plain)[0]
 
     def __post_init__(self) -> None:
         found = problems(self.schedule, self.duration)

@@ -5,6 +5,7 @@ imported only to read a checkpoint that exists.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -228,7 +229,13 @@ def _examine_origin(
 
 
 def _no_origin(key: str, path: str) -> str:
-    return f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
+    said = f"{key}: '{path}' does not exist; run the phase before this one, or correct it"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).parent.exists():
+        said += (
+            f". If it is a model of the Hugging Face Hub, bring it first (hf download {path} "
+            f"--local-dir {Path(path).name}) and name its folder ({key}={Path(path).name})"
+        )
+    return said
 
 
 def _planned_origin(path: str, planned: Sequence[RunConfig]) -> RunConfig | None:
