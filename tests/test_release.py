@@ -18,7 +18,7 @@ from reference import flexbert as reference
 from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.release import hub, revisions
-from tessera.checkpoints.release.model_card import revision_name
+from tessera.checkpoints.release.model_card import About, revision_name
 from tessera.checkpoints.release.revisions import release
 from tessera.quantities import short_number
 
@@ -191,6 +191,92 @@ def test_the_card_says_what_its_reader_needs(released):
         "[MASK]",
     ):
         assert fact in card, fact
+
+
+def decayed_run(run, folder):
+    """The run's last step in a decay, and a phase before it."""
+    shutil.copytree(run, folder, symlinks=True)
+    path = folder / "checkpoints" / "step00000080.pt"
+    changed = read_checkpoint(path)
+    path.unlink()
+    (folder / "checkpoints" / "step00000040.pt").unlink()
+    settings = {**RUN_CONFIG, "schedule": {"name": "one_minus_sqrt", "decay": "2000000000tok"}}
+    before = {"phase": "phase1", "steps": 7, "tokens": 12_340, "lr": 8e-4, "decayed": False}
+    progress = {**changed.progress, "lr": 1.8e-5, "max_lr": 8e-4, "phases_before": [before]}
+    composer.write(replace(changed, run_config=settings, progress=progress), path)
+    return folder
+
+
+def test_the_card_of_a_decayed_checkpoint_names_the_one_before_the_decay(run, tmp_path):
+    folder, out = decayed_run(run, tmp_path / "phase3"), tmp_path / "out"
+    starts = [{"after_step": 0, "ranks": 8, "device": "H100", "kind": "GPU", "versions": {}}]
+    (folder / "machine.json").write_text(json.dumps({"starts": starts}))
+    about = About(languages=["de"], example=("one [MASK] three", "two"), picture=b"png")
+    release(folder, out, about=about)
+    name = SECOND.replace("phase1", "phase3")
+    card = (out / name / "README.md").read_text()
+    for fact in (
+        "whose learning rate has decayed, from 0.0008 to 1.8e-05",
+        "start_from: path/to/phase1-step000007-tokens12.3K\noptimizer: {lr: 0.0008}",
+        "1,900,012,340 (12,340 in phase1, and this one)",
+        f'model="./{name}")\nfill("one [MASK] three")  # in the text: two',
+        "language:\n- de",
+        "(loss.png)",
+        "8 x H100 (GPU)",
+        "## Intended use",
+        "## Limits",
+        "No licence was chosen",
+    ):
+        assert fact in card, fact
+    assert "lr: 1.8e-05" not in card, "nobody is to go on at the rate where a decay ended"
+    assert (out / name / "loss.png").read_bytes() == b"png"
+    assert json.loads((out / "index.json").read_text())[0]["decayed"] is True
+
+    weights = (out / name / "model.safetensors").stat().st_ino
+    release(folder, out, license="mit", about=about)
+    card = (out / name / "README.md").read_text()
+    assert "license: mit" in card and "No licence" not in card
+    assert (out / name / "model.safetensors").stat().st_ino == weights
+    for line in (out / name / "SHA256SUMS").read_text().splitlines():
+        digest, _, file = line.partition("  ")
+        assert hashlib.sha256((out / name / file).read_bytes()).hexdigest() == digest
+
+
+def test_a_checkpoint_on_the_plateau_is_no_decayed_one(released):
+    card = (released / SECOND / "README.md").read_text()
+    assert "Its learning rate has not decayed" in card and "lr: 0.0007" in card
+    assert "| tokens of all phases | 1,900,000,000 |" in card
+
+
+def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_path):
+    folder = tmp_path / "both"
+    shutil.copytree(run, folder, symlinks=True)
+    settings = {**RUN_CONFIG, "schedule": {**RUN_CONFIG["schedule"], "decay": "1000000000tok"}}
+    for step in STEPS:
+        path = folder / "checkpoints" / f"step{step:08d}.pt"
+        read = read_checkpoint(path)
+        path.unlink()
+        composer.write(replace(read, run_config=settings), path)
+    lines = [{"kind": "step", "step": s, "tokens": n, "lr": 8e-4} for s, n in STEPS.items()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    release(folder, tmp_path / "out")
+    cards = [path.read_text() for path in sorted((tmp_path / "out").glob("*/README.md"))]
+    assert "has not decayed" in cards[0]
+    assert "start_from: path/to/both-step000040-tokens950.0K" in cards[1]
+
+
+def test_a_licence_is_asked_for(run, tmp_path, capsys):
+    from tessera.cli.main import main
+
+    arguments = ["release", str(run), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--license", "my own"]) == 2
+    assert "--license my own: expected an identifier" in capsys.readouterr().err
+    assert main([*arguments, "--language", "Deutsch"]) == 2
+    assert main(arguments) == 0
+    assert "no licence was named" in capsys.readouterr().err
+    assert main([*arguments, "--license", "Apache-2.0"]) == 0
+    assert "no licence" not in capsys.readouterr().err
+    assert "license: apache-2.0" in (tmp_path / "out" / SECOND / "README.md").read_text()
 
 
 def test_a_restart_state_of_other_weights_is_refused(released, tmp_path):

@@ -1,9 +1,15 @@
 """What an exported model puts where a text says [MASK], through transformers alone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from tessera.data.config import SourceConfig
+from tessera.data.sources.source import open_source
+from tessera.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +67,50 @@ def _unreadable(folder: str | Path, error: Exception) -> ValueError:
         f"{folder}: transformers cannot use this model ({type(error).__name__}: {said}); copy it "
         "again, or make it again with: tessera export CHECKPOINT --out DIR"
     )
+
+
+_WORDS_SHOWN = 24
+_FEWEST = 8
+
+
+def example_of(sources: Mapping[str, SourceConfig], tokenizer: str) -> tuple[str, str] | None:
+    """The first words of a validation document that is on this machine, one of them masked.
+
+    Args:
+        sources: of a phase.
+        tokenizer: that made their shards.
+
+    Returns:
+        The text, and the token in the place of the mask; None if no document can be read.
+
+    Raises:
+        ValueError: the tokenizer cannot be loaded, or shards not read.
+    """
+    loaded = load_tokenizer(tokenizer, quiet=True)
+    for name, source in sources.items():
+        if source.validation_split is None or not source.weight:
+            continue
+        here = replace(source, remote=None, cache_limit=None)
+        documents = open_source(name, here, source.validation_split, None)
+        try:
+            for shard, count in enumerate(documents.samples[:1].tolist()):
+                for sample in range(min(count, 50)):
+                    if found := _masked(documents.document(shard, sample), loaded):
+                        return found
+        finally:
+            documents.close()
+    return None
+
+
+def _masked(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str] | None:
+    special = set(tokenizer.special_ids.tolist())
+    shown = [number for number in ids[: _WORDS_SHOWN + 2].tolist() if number not in special]
+    shown = shown[:_WORDS_SHOWN]
+    middle = len(shown) // 2
+    for place in range(middle, len(shown) - 1):
+        answer = tokenizer.decode([shown[place]]).strip()
+        if len(shown) >= _FEWEST and answer.isalnum() and len(answer) > 1:
+            masked = [*shown[:place], tokenizer.mask_id, *shown[place + 1 :]]
+            text = " ".join(tokenizer.decode(masked).split())
+            return text, answer
+    return None

@@ -3,7 +3,8 @@
 import io
 import os.path
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +54,7 @@ def render(name: str, draw: Callable[..., Figure | None], *arguments: Any) -> st
 
     Same inputs, same bytes. `name` keeps the ids of figures on one page apart.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = name
+    with _styled(name):
         figure = draw(*arguments)
         if figure is None:
             return None
@@ -71,6 +69,28 @@ def render(name: str, draw: Callable[..., Figure | None], *arguments: Any) -> st
     for color, (light, _) in THEME.items():
         text = text.replace(light, f"var(--{color})")
     return text
+
+
+def picture(name: str, draw: Callable[..., Figure | None], *arguments: Any) -> bytes | None:
+    """What `draw(*arguments)` draws, as a PNG on white; None if there is nothing to draw."""
+    with _styled(name):
+        figure = draw(*arguments)
+        if figure is None:
+            return None
+        buffer = io.BytesIO()
+        figure.savefig(
+            buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None}
+        )
+    return buffer.getvalue()
+
+
+@contextmanager
+def _styled(name: str) -> Iterator[None]:
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = name
+        yield
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from composer.core import Callback
 from composer.utils import FSDP2Config, ParallelismConfig, dist
 from torch.optim import Optimizer
 
+from tessera.checkpoints import history
 from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.config import ConfigError, to_yaml
@@ -75,6 +76,9 @@ def build_trainer(
     changes = resume.resumable(config, saved) if saved is not None else []
     if saved is None and origin is None:
         origin = _read_origin(config)
+    before = saved.progress.get("phases_before", []) if saved is not None else []
+    if saved is None and origin is not None and config.start_from is not None:
+        before = history.with_phase(origin)
     device = training_device()
     clock = Clock.from_progress(saved.progress) if saved is not None else Clock()
 
@@ -110,7 +114,7 @@ def build_trainer(
         train_step,
         *recompile_watch(config, device),
         evaluator,
-        RunRecord(config, tokenizer, loader, train_step, evaluator),
+        RunRecord(config, tokenizer, loader, train_step, evaluator, before),
         Checkpointer(
             config=config,
             train_step=train_step,

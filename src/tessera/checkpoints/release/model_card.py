@@ -1,18 +1,50 @@
 """What a released revision says about itself: its model card, and the index of all revisions."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
+from tessera.checkpoints import history
 from tessera.checkpoints.checkpoint import Checkpoint
+from tessera.files import JsonObject
 from tessera.quantities import short_number
 
 _PACKAGES = ("tessera", "torch", "transformers", "mosaicml", "mosaicml-streaming", "torch-optimi")
-_UNNAMED = "ORG/NAME"
+_YES_NO: Mapping[Any, str] = {True: "yes", False: "no"}
+_INTENDED = (
+    "Filling masks, and as a pretrained encoder: to be fine-tuned for classification, tagging, "
+    "retrieval or similarity of texts like those under Data. It generates no text, and is no "
+    "embedding model before it is trained as one."
+)
+_LIMITS = (
+    "It repeats what its texts say and leave out, false and unfair statements among it. Texts of "
+    "other languages and kinds, and documents longer than its longest training segment, are read "
+    "worse. It was judged by the numbers here alone: try it on your own task before relying on it."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is said on a card, and not known from the checkpoint."""
+
+    languages: Sequence[str] = ()
+    """Codes, such as en."""
+    example: tuple[str, str] | None = None
+    """A text of a validation split with a mask, and what stood there."""
+    picture: bytes | None = None
+    """A PNG of the loss; the card shows loss.png beside it."""
+    machines: Sequence[JsonObject] = ()
+    """What the run ran on: the entries of its machine.json."""
+    before_decay: str | None = None
+    """The revision from which the decay set out, if this one has decayed."""
+    rate_before: float | None = None
+    """The learning rate that one stopped at."""
 
 
 def revision_name(phase: str, progress: Mapping[str, Any]) -> str:
@@ -30,6 +62,7 @@ def model_card(
     license: str | None,
     scores: Mapping[str, Mapping[str, Any]],
     mask_token: str,
+    about: About | None = None,
 ) -> str:
     """The README.md of one revision, in Hugging Face's form.
 
@@ -40,9 +73,12 @@ def model_card(
         license: an identifier such as apache-2.0; None writes that none was chosen.
         scores: validation scores by source, each with `loss` and perhaps `accuracy`.
         mask_token: for the example.
+        about: what a checkpoint does not know.
     """
+    about = about or About()
     head = {
         **({"license": license} if license else {}),
+        **({"language": list(about.languages)} if about.languages else {}),
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
         "tags": ["modernbert", "fill-mask", "masked-lm"],
@@ -50,14 +86,22 @@ def model_card(
     }
     settings, progress = checkpoint.run_config, checkpoint.progress
     sections = [
-        f"# {name}\n\nA ModernBERT encoder, with the state to continue its training from here.",
-        _usage(name, repository, mask_token),
+        f"# {name}\n\n{_what_it_is(checkpoint, about)}",
+        _usage(name, repository, mask_token, about),
+        "## Intended use\n\n" + _INTENDED,
+        "## Language\n\n" + _language(about),
         "## Model\n\n" + _table(_model_facts(checkpoint)),
         "## Where training stands\n\n" + _table(_position(checkpoint)),
-        _continuation(checkpoint, name),
+        _continuation(checkpoint, name, about),
+        *(
+            ["## Loss\n\n![Training and validation loss over tokens](loss.png)"]
+            * bool(about.picture)
+        ),
         "## Recipe\n\n" + (_recipe(settings) or "Not recorded in the checkpoint."),
         "## Data\n\n" + (_mixture(settings, progress) or "Not recorded in the checkpoint."),
         "## Evaluation\n\n" + (_scores(scores) or "Not evaluated at this step."),
+        "## Limits\n\n" + _LIMITS,
+        *(["## Hardware\n\n" + _hardware(about.machines)] * bool(about.machines)),
         "## Versions\n\n" + _table(_versions(progress)),
         "## Licence\n\n" + (license or "No licence was chosen: ask the authors before using it."),
         "## Files\n\n`SHA256SUMS` lists the digest of every file (`sha256sum -c SHA256SUMS`). "
@@ -89,6 +133,10 @@ def index_card(
         for entry in entries
     ]
     titles = ["revision", "steps", "tokens of the phase", "learning rate", "validation loss"]
+    if any("decayed" in entry for entry in entries):
+        titles.append("decayed")
+        for row, entry in zip(rows, entries, strict=True):
+            row.append(_YES_NO.get(entry.get("decayed"), "not recorded"))
     newest = entries[-1]["revision"] if entries else ""
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
@@ -96,19 +144,76 @@ def index_card(
         "Every checkpoint of a pretraining run, each a revision (a branch of the repository, a "
         f"folder of the local release). The newest is `{newest}`.\n\n{_grid(titles, rows)}\n\n"
         "```python\nfrom transformers import AutoModelForMaskedLM\n"
-        f'model = AutoModelForMaskedLM.from_pretrained("{repository or _UNNAMED}", '
-        f'revision="{newest}")\n```\n\n'
+        f"model = AutoModelForMaskedLM.from_pretrained({_named(newest, repository)})\n```\n\n"
         "Training continues from any of them: download the revision and name its folder as "
-        "`start_from`.\n"
+        "`start_from`. From one that has decayed it is better not to: its card names another.\n"
     )
 
 
-def _usage(name: str, repository: str | None, mask_token: str) -> str:
+def _named(name: str, repository: str | None, keyword: str = "") -> str:
+    """The revision as an argument: of its repository, or its folder in a local release."""
+    if repository is None:
+        return f'{keyword}"./{name}"'
+    return f'{keyword}"{repository}", revision="{name}"'
+
+
+def _usage(name: str, repository: str | None, mask_token: str, about: About) -> str:
+    text, answer = about.example or (f"Paris is the {mask_token} of France.", None)
+    shown = json.dumps(text, ensure_ascii=False)
+    said = f"  # in the text: {answer}" if answer is not None else ""
+    source = "" if answer is None else "\n\nThe text is of a validation split, unseen in training."
+    where = (
+        "" if repository else "\n\nBeside the folder of this revision; pushed, by its repository."
+    )
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
-        f'fill = pipeline("fill-mask", model="{repository or _UNNAMED}", revision="{name}")\n'
-        f'fill("Paris is the {mask_token} of France.")\n```'
+        f'fill = pipeline("fill-mask", {_named(name, repository, "model=")})\n'
+        f"fill({shown}){said}\n```{source}{where}"
     )
+
+
+def _what_it_is(checkpoint: Checkpoint, about: About) -> str:
+    fallen = history.decayed(checkpoint)
+    said = "A ModernBERT encoder, with the state to continue its training from here."
+    if fallen is None:
+        return said
+    if not fallen:
+        return said + " Its learning rate has not decayed: it is meant to be trained on."
+    rate, peak = checkpoint.learning_rate, checkpoint.progress.get("max_lr")
+    fell = f", from {_number(peak)} to {_number(rate)}" if rate is not None and peak else ""
+    return (
+        f"A ModernBERT encoder whose learning rate has decayed{fell}: it is meant to be used, or "
+        f"fine-tuned. {_before(about)}"
+    )
+
+
+def _before(about: About) -> str:
+    if about.before_decay is None:
+        return "Further pretraining had better start from a checkpoint before the decay."
+    return f"It comes from the checkpoint `{about.before_decay}`, from before the decay."
+
+
+def _language(about: About) -> str:
+    if about.languages:
+        return ", ".join(about.languages) + "."
+    return "Not stated by the authors: that of the sources under Data."
+
+
+def _hardware(machines: Sequence[JsonObject]) -> str:
+    rows = []
+    for machine in machines:
+        ranks, kind = machine.get("ranks", 1), machine.get("kind", "")
+        packages = machine.get("versions")
+        packages = packages if isinstance(packages, Mapping) else {}
+        named = ", ".join(f"{name} {v}" for name, v in packages.items() if v)
+        rows.append(
+            [
+                str(machine.get("after_step", 0)),
+                f"{ranks} x {machine.get('device')} ({kind})",
+                named,
+            ]
+        )
+    return _grid(["from step", "device", "versions"], rows)
 
 
 def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -139,12 +244,31 @@ def _position(checkpoint: Checkpoint) -> dict[str, Any]:
         "schedule": _settings(settings.get("schedule")) or "not recorded",
         "learning rate": _number(checkpoint.learning_rate),
     }
+    if history.is_known(checkpoint):
+        before = history.phases_before(checkpoint)
+        counts = [phase.get("tokens") for phase in before]
+        known = [count for count in counts if isinstance(count, int)]
+        facts["tokens of all phases"] = f"{sum(known) + tokens:,}" + (
+            f" ({', '.join(_phase(phase) for phase in before)}, and this one)" if before else ""
+        )
+        if len(known) < len(counts):
+            facts["tokens of all phases"] += ", and those of what does not record them"
+    else:
+        facts["tokens of all phases"] = "not recorded"
     if checkpoint.optimizer_name:
         facts["optimizer state"] = checkpoint.optimizer_name
     return facts
 
 
-def _continuation(checkpoint: Checkpoint, name: str) -> str:
+def _phase(phase: Mapping[str, Any]) -> str:
+    tokens = phase.get("tokens")
+    count = f"{tokens:,}" if isinstance(tokens, int) else "an unknown number"
+    return f"{count} in {phase.get('phase')}"
+
+
+def _continuation(checkpoint: Checkpoint, name: str, about: About) -> str:
+    if history.decayed(checkpoint):
+        return _continuation_before(checkpoint, about)
     rate = checkpoint.learning_rate
     lines = [f"start_from: {PurePosixPath('path/to', name)}"]
     if rate:
@@ -152,6 +276,24 @@ def _continuation(checkpoint: Checkpoint, name: str) -> str:
     return (
         "## To continue from here\n\nWith the learning rate it stopped at, and a decay to zero for "
         "an annealing run:\n\n```yaml\n" + "\n".join(lines) + "\n```"
+    )
+
+
+def _continuation_before(checkpoint: Checkpoint, about: About) -> str:
+    rate = _number(checkpoint.learning_rate)
+    said = (
+        f"## To continue\n\nNot from here: the learning rate has decayed to {rate}, and going on "
+        "at that teaches little, while a higher one undoes the decay. "
+    )
+    if about.before_decay is None:
+        return said + "Start from a checkpoint before the decay."
+    lines = [f"start_from: {PurePosixPath('path/to', about.before_decay)}"]
+    if about.rate_before is not None:
+        lines.append(f"optimizer: {{lr: {about.rate_before:g}}}  # the rate that one stopped at")
+    return (
+        f"{said}Start from `{about.before_decay}`, the last checkpoint before it:\n\n```yaml\n"
+        + "\n".join(lines)
+        + "\n```"
     )
 
 
@@ -192,7 +334,7 @@ def _mixture(settings: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
 
 def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        [source, _number(score.get("loss")), _number(score.get("accuracy"))]
+        [source, _number(score.get("loss")), _percent(score.get("accuracy"))]
         for source, score in scores.items()
     ]
     titles = ["source", "masked-LM loss (nats)", "accuracy"]
@@ -227,6 +369,10 @@ def _settings(value: Any) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else "not recorded"
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, (int, float)) else "not recorded"
 
 
 def _table(facts: Mapping[str, Any]) -> str:

@@ -8,15 +8,19 @@ by running it again.
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from tessera.checkpoints.checkpoint import CheckpointError
+from tessera.checkpoints import history
+from tessera.checkpoints.checkpoint import Checkpoint, CheckpointError
 from tessera.checkpoints.exporter import verify, write_folder
 from tessera.checkpoints.formats import restart_state
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.release import hub, model_card
+from tessera.checkpoints.release.model_card import About
 from tessera.checkpoints.safe_files import load_json, sha256
 from tessera.files import JsonObject, as_json, json_lines, write_whole
 from tessera.tokenizer import special_tokens
@@ -33,6 +37,7 @@ def release(
     *,
     push: str | None = None,
     license: str | None = None,
+    about: About | None = None,
 ) -> Path:
     """Make a revision of every checkpoint of a run, and an index of all revisions in `out`.
 
@@ -43,6 +48,7 @@ def release(
         out: folder of the release; revisions become folders in it.
         push: also push to this Hugging Face repository (`org/name`), one branch a revision.
         license: named on the cards; None says that none was chosen.
+        about: what else the cards say; what the run folder knows is added.
 
     Returns:
         The index, `out/README.md`.
@@ -59,10 +65,14 @@ def release(
     for path in checkpoints:
         digest = sha256(path)
         if digest in known:
+            entry = known[digest]
+            if _says_otherwise(entry, push, license):
+                _write_card(run_folder, path, out / entry["revision"], entry, push, license, about)
+                _log.info("%s: its card is written anew", entry["revision"])
             _log.info("%s: already released as %s", path, known[digest]["revision"])
             continue
         source = {"file": path.name, "sha256": digest}
-        name = _release_one(run_folder, path, out, source, repository=push, license=license)
+        name = _release_one(run_folder, path, out, source, push, license, about)
         _log.info("%s: released as %s", path, name)
     index = write_index(out, repository=push, license=license)
     if push is not None:
@@ -84,9 +94,9 @@ def _release_one(
     path: Path,
     out: Path,
     source: JsonObject,
-    *,
     repository: str | None,
     license: str | None,
+    about: About | None,
 ) -> str:
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("steps", "tokens") if key not in checkpoint.progress]
@@ -105,15 +115,6 @@ def _release_one(
         difference = verify(checkpoint, temporary)
         source = {**source, "largest_logit_difference": difference}
         restart_state.write(checkpoint, temporary, source=source)
-        text = model_card.model_card(
-            checkpoint,
-            name=name,
-            repository=repository,
-            license=license,
-            scores=scores,
-            mask_token=special_tokens(checkpoint.tokenizer_files or {})["mask_token"],
-        )
-        (temporary / "README.md").write_text(text, encoding="utf-8")
         losses = {key: score["loss"] for key, score in scores.items() if "loss" in score}
         entry = {
             "revision": name,
@@ -121,17 +122,98 @@ def _release_one(
             "tokens": checkpoint.progress["tokens"],
             "lr": checkpoint.learning_rate,
             "validation_loss": losses,
+            "decayed": history.decayed(checkpoint),
             "source": source,
         }
-        (temporary / "revision.json").write_text(as_json(entry), encoding="utf-8")
-        files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        sums = [f"{sha256(path)}  {path.relative_to(temporary).as_posix()}\n" for path in files]
-        (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
+        _write_card(
+            run_folder, path, temporary, entry, repository, license, about, checkpoint=checkpoint
+        )
         temporary.chmod(0o755)
         os.rename(temporary, out / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return name
+
+
+def _says_otherwise(entry: JsonObject, repository: str | None, license: str | None) -> bool:
+    """Whether a card names another repository or licence than is asked for, if one is."""
+    return (repository is not None and entry.get("repository") != repository) or (
+        license is not None and entry.get("license") != license
+    )
+
+
+def _write_card(
+    run_folder: Path,
+    path: Path,
+    folder: Path,
+    entry: JsonObject,
+    repository: str | None,
+    license: str | None,
+    about: About | None,
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Write a revision's card and picture, its entry, and the digests of all its files."""
+    checkpoint = checkpoint or read_checkpoint(path)
+    repository = repository or entry.get("repository")
+    license = license or entry.get("license")
+    about = replace(about or About(), machines=_machines(run_folder, checkpoint))
+    if history.decayed(checkpoint):
+        name, rate = _before_decay(run_folder, checkpoint)
+        about = replace(about, before_decay=name, rate_before=rate)
+    text = model_card.model_card(
+        checkpoint,
+        name=entry["revision"],
+        repository=repository,
+        license=license,
+        scores=_scores(run_folder / "metrics.jsonl", checkpoint.progress["steps"]),
+        mask_token=special_tokens(checkpoint.tokenizer_files or {})["mask_token"],
+        about=about,
+    )
+    write_whole(folder / "README.md", text.encode())
+    if about.picture is not None:
+        write_whole(folder / "loss.png", about.picture)
+    entry = entry | {"repository": repository, "license": license}
+    write_whole(folder / "revision.json", as_json(entry).encode())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    sums = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    write_whole(folder / SUMS, "".join(sums).encode())
+
+
+def _machines(run_folder: Path, checkpoint: Checkpoint) -> list[JsonObject]:
+    """What the run ran on up to a checkpoint."""
+    path = run_folder / "machine.json"
+    if not path.is_file():
+        return []
+    starts = load_json(path).get("starts")
+    found = [start for start in starts if isinstance(start, dict)] if starts else []
+    steps = checkpoint.progress["steps"]
+    return [m for m in found if isinstance(m.get("after_step"), int) and m["after_step"] < steps]
+
+
+def _before_decay(run_folder: Path, checkpoint: Checkpoint) -> tuple[str | None, float | None]:
+    """The last checkpoint before the decay, by its revision's name, and the rate it stopped at.
+
+    Of this run if it has a plateau and a checkpoint there is kept, else of the phase before.
+    """
+    begin = history.decay_begin(checkpoint.run_config)
+    names = (re.fullmatch(r"step(\d+)", path.stem) for path in _checkpoints(run_folder))
+    steps = {int(name[1]) for name in names if name}
+    found = None
+    counted = {"tokens": "tokens", "steps": "step", "documents": "total_documents"}
+    metrics = run_folder / "metrics.jsonl"
+    if begin is not None and begin.value > 0 and metrics.is_file():
+        for _, record in json_lines(metrics, []):
+            done = record.get(counted[begin.counted])
+            if record.get("kind") == "step" and record.get("step") in steps and done is not None:
+                found = record if done <= begin.value else found
+    if found is not None:
+        known = {"steps": found["step"], "tokens": found["tokens"]}
+        return model_card.revision_name(run_folder.resolve().name, known), found.get("lr")
+    for phase in reversed(history.phases_before(checkpoint)):
+        if not phase.get("decayed") and {"steps", "tokens"} <= phase.keys():
+            return model_card.revision_name(str(phase["phase"]), phase), phase.get("lr")
+    return None, None
 
 
 def _checkpoints(run_folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ milestones. What is saved is Composer's `state`, in which `RunRecord` is our ent
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -39,8 +39,10 @@ class RunRecord(Callback):
         loader: Loader,
         train_step: TrainStep,
         evaluator: Evaluator,
+        phases_before: Sequence[JsonObject] = (),
     ) -> None:
         self.config = config
+        self.phases_before = list(phases_before)
         self.evaluator = evaluator
         self.tokenizer = tokenizer
         self.loader = loader
@@ -61,6 +63,7 @@ class RunRecord(Callback):
             "max_lr": group.get("max_lr", group["initial_lr"]),
             "spikes": self.train_step.guard.state(),
             "evaluation_owed": self.evaluator.owed,
+            "phases_before": self.phases_before,
         }
         record = {
             "model_config": to_plain(self.config.model),
