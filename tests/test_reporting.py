@@ -488,3 +488,119 @@ def test_numbers_are_written_short():
     seconds = [0.5, 59, 60, 185, 3600, 7859, 172_000, 180_000, 1e7, math.nan]
     texts = ["0.5 s", "59 s", "1 min 0 s", "3 min 5 s", "1 h 0 min", "2 h 10 min", "47 h 46 min"]
     assert [short_time(value) for value in seconds] == [*texts, "2 d 2 h", "115 d 17 h", "\u2013"]
+
+
+def spiked(records, step=150, times=80.0):
+    for record in records:
+        if record["kind"] == "step" and record["step"] == step:
+            record["grad_norm"] *= times
+            record["loss"] *= 2
+    return records
+
+
+def test_a_spike_is_told_in_words_and_ringed(tmp_path):
+    calm = write_run(tmp_path / "calm", records_of_a_phase(1, 200))
+    assert "reached" not in summary_table([calm])
+    records = spiked(list(records_of_a_phase(1, 200)))
+    (norm,) = (r["grad_norm"] for r in records if r["kind"] == "step" and r["step"] == 150)
+    folder = write_run(tmp_path / "spiked", records)
+    table = summary_table([folder])
+    assert f"the gradient norm reached {norm:.3g} at step 150, where 0.5" in table
+    assert "the training loss reached" in table and "at step 150" in table
+    page = page_of([folder], tmp_path)
+    assert f"reached {norm:.3g} at step 150" in page.split("<svg", 1)[0]
+    rings = [p.count("stroke: var(--source-1)") for p in re.findall(r"<svg.*?</svg>", page, re.S)]
+    assert sum(rings) > sum(
+        p.count("stroke: var(--source-1)")
+        for p in re.findall(r"<svg.*?</svg>", page_of([calm], tmp_path), re.S)
+    )
+
+
+def test_tables_and_pictures_can_be_saved(chain, tmp_path):
+    buttons = [a for tag, a in Elements(page_of(chain, tmp_path)).found if tag == "button"]
+    names = [button["data-save"] for button in buttons]
+    assert {"loss.svg", "gradient-norm.svg", "summary.csv", "sources.csv"} <= set(names)
+
+
+def test_what_a_run_ran_on_is_on_its_page(tmp_path):
+    folder = write_run(tmp_path / "run", records_of_a_phase(steps=5))
+    assert "Hardware" not in page_of([folder], tmp_path)
+    start = {"after_step": 3, "ranks": 8, "device": "H100", "versions": {"torch": "2.15.0"}}
+    (folder / "machine.json").write_text(json.dumps({"starts": [start]}))
+    page = page_of([folder], tmp_path)
+    assert "Hardware and versions" in page and "torch 2.15.0" in page and "8 \u00d7 H100" in page
+    (folder / "machine.json").write_text("{torn")
+    assert "machine.json is damaged" in page_of([folder], tmp_path)
+
+
+def test_runs_are_compared_over_tokens_operations_and_time(tmp_path, monkeypatch, capsys):
+    from tessera.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for number, name in enumerate("ab"):
+        model = {"hidden_size": 32, "num_attention_heads": 2}
+        settings = {"optimizer": {"lr": 10.0**-number}, "seed": 1, "model": model}
+        records = records_of_a_phase(number, 60, end_loss=2.5 - number)
+        runs.append(str(write_run(tmp_path / name, records, settings)))
+    assert main(["report", *runs, "--compare"]) == 0
+    page = (tmp_path / "compare.html").read_text(encoding="utf-8")
+    for axis in ("tokens", "operations", "time"):
+        assert f"Validation loss over {axis}" in page and f"Training loss over {axis}" in page
+    settings = page[page.index("Settings that differ") :]
+    assert "optimizer.lr" in settings and "seed" not in settings
+    losses = [np.mean(list(read_chain([run])[0].final_evaluation().loss.values())) for run in runs]
+    assert f"{losses[0]:.3f} in a and {losses[1]:.3f} in b, the mean over" in page
+    names = [a["id"] for _, a in Elements(page).found if "id" in a]
+    assert len(names) == len(set(names))
+    assert main(["report", runs[0], "--compare"]) == 2
+    assert "name two runs" in capsys.readouterr().err
+
+
+def test_operations_of_a_run_are_those_of_its_steps(tmp_path):
+    from tessera.cli.report import operations_of
+    from tessera.model.config import ModelConfig
+    from tessera.model.flops import needed_flops
+
+    records = list(records_of_a_phase(steps=20))
+    folder = write_run(tmp_path / "run", records, {"model": {"hidden_size": 96}})
+    (phase,) = read_chain([folder])
+    steps = [record for record in records if record["kind"] == "step"]
+    tokens, masked = (sum(s[k] for s in steps) for k in ("masked_tokens", "masked_tokens"))
+    tokens = steps[-1]["tokens"]
+    length = tokens / sum(s["documents"] for s in steps)
+    expected = needed_flops(
+        ModelConfig(hidden_size=96), tokens, masked, lambda most: tokens * min(length, most or 1e9)
+    )
+    assert operations_of(phase) == pytest.approx(expected)
+    assert math.isnan(operations_of(read_chain([write_run(tmp_path / "b", records)])[0]))
+
+
+def test_a_run_is_followed_until_it_ends(tmp_path):
+    """Another process trains there: it holds the lock, writes a step more, and ends."""
+    folder = write_run(tmp_path / "run", records_of_a_phase(steps=5))
+    code = (
+        "import sys, time; from pathlib import Path; from tessera.training import run_folder\n"
+        "folder = Path(sys.argv[1]); held = run_folder.lock(folder); print('held', flush=True)\n"
+        "page = folder / 'report.html'\n"
+        "while not page.exists(): time.sleep(0.05)\n"
+        "early = page.read_text(); (folder / 'early.html').write_text(early)\n"
+        "lines = (folder / 'metrics.jsonl').read_text().splitlines()\n"
+        "step = next(line for line in reversed(lines) if '\"step\"' in line and 'digest' in line)\n"
+        "with (folder / 'metrics.jsonl').open('a') as file:\n"
+        "    file.write(step.replace('\"step\": 5', '\"step\": 6') + '\\n')\n"
+        "held.release()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(tessera.__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, env=environment
+    ) as training:
+        assert training.stdout.readline() == b"held\n"
+        done = subprocess.run(
+            [sys.executable, "-m", "tessera.cli.main", "report", str(folder), "--follow", "1"],
+            env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    early, last = ((folder / f"{name}.html").read_text() for name in ("early", "report"))
+    assert 'http-equiv="refresh" content="1"' in early and "in 5 steps" in early
+    assert "http-equiv" not in last and "in 6 steps" in last

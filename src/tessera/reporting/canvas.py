@@ -132,6 +132,19 @@ def blank(
     return canvas
 
 
+def axes_alone(unit: str, over: str, width: float = WIDE_INCHES) -> tuple[Figure, Axes]:
+    """Empty axes over numbers that begin at 0, with the units of both."""
+    height = 2.9 + 0.08 * width
+    figure = Figure(figsize=(width, height))
+    inside = (1 - (_LEFT + _RIGHT) / width, 1 - (_BOTTOM + _TOP) / height)
+    axes = figure.add_axes((_LEFT / width, _BOTTOM / height, *inside))
+    axes.set_xlabel(over)
+    axes.xaxis.set_major_locator(MaxNLocator(6 if width > NARROW_INCHES else 4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.annotate(unit, (0, 1), (-72 * _LEFT + 4, 7), xycoords="axes fraction", **_SMALL)
+    return figure, axes
+
+
 def phase_edges(phases: Sequence[Phase]) -> tuple[tuple[float, ...], bool]:
     """Where phases begin and end on an axis from 0 to 1, and whether that is off their scale.
 
@@ -158,7 +171,7 @@ def finish(canvas: Canvas, ends: Sequence[tuple[str, float, str]] = ()) -> Figur
     """
     axes, width = canvas.axes, canvas.figure.get_size_inches()[0]
     if ends:
-        _label_ends(canvas, ends)
+        label_ends(canvas, ends)
     inches = axes.get_position().width * width
     _label_tokens(canvas, gap=0.5 / inches)
     if len(canvas.phases) > 1:
@@ -246,7 +259,8 @@ def _label_tokens(canvas: Canvas, gap: float) -> None:
     canvas.axes.xaxis.set_major_formatter(FixedFormatter(labels))
 
 
-def _label_ends(canvas: Canvas, ends: Sequence[tuple[str, float, str]]) -> None:
+def label_ends(canvas: Canvas, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Make room at the right, and write where each curve ends: name, last value and colour."""
     axes = canvas.axes
     width, height = canvas.figure.get_size_inches()
     names = [shortened(name, 12 if width < 7 else 24) for name, _, _ in ends]

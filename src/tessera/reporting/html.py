@@ -1,6 +1,8 @@
 """The shell of a self-contained page: its colours, its style, its head. Imports no matplotlib."""
 
+import json
 from collections.abc import Sequence
+from html import escape
 
 THEME = {
     "ink": ("#1c2127", "#e8eaed"),
@@ -55,6 +57,15 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .mixture th, .mixture td { padding: .3rem .28rem; min-width: 0; overflow-wrap: normal; }
 .mixture th:first-child { overflow-wrap: anywhere; min-width: 4.3rem; padding-left: 0; }
 .mixture td:nth-child(2) { width: 45%; }
+button { font: inherit; font-size: .72rem; line-height: 1; padding: .2rem .4rem; cursor: pointer;
+  color: var(--muted); background: none; border: 1px solid var(--grid); border-radius: 3px; }
+button:hover { color: var(--ink); border-color: var(--muted); }
+h2 button, h3 button { float: right; margin-left: .5rem; font-weight: 400; }
+.saved > button { margin-top: .2rem; }
+@media print { button { display: none; } }
+.machines th, .machines td { text-align: left; }
+.machines td { white-space: normal; min-width: 4rem; }
+.machines td:last-child { min-width: 13rem; }
 details { border-top: 1px solid var(--grid); }
 summary { cursor: pointer; padding: .55rem 0; }
 pre { margin: 0 0 1rem; padding: .9rem 1rem; overflow-x: auto; background: var(--card);
@@ -64,23 +75,61 @@ pre { margin: 0 0 1rem; padding: .9rem 1rem; overflow-x: auto; background: var(-
 """
 
 
-def document(title: str, body: Sequence[str], style: str = "") -> str:
+_SAVE = """
+const button = event.target.closest('button[data-save]');
+if (!button) return;
+const name = button.dataset.save, box = button.closest('.saved');
+let text, type = 'text/csv';
+if (name.endsWith('.svg')) {
+  const all = [...box.querySelectorAll('svg')];
+  const drawn = all.find(one => one.getBoundingClientRect().width) || all[0];
+  const copy = drawn.cloneNode(true), light = LIGHT;
+  copy.setAttribute('font-family', 'sans-serif');
+  text = new XMLSerializer().serializeToString(copy)
+    .replace(/var\\(--([a-z0-9-]+)\\)/g, (_, color) => light[color]);
+  type = 'image/svg+xml';
+} else {
+  const quoted = cell => '"' + cell.innerText.trim().replaceAll('"', '""') + '"';
+  const lines = [...box.querySelectorAll('tr')].map(row => [...row.cells].map(quoted).join(','));
+  text = lines.join('\\n') + '\\n';
+}
+const saved = document.createElement('a');
+saved.href = window.URL.createObjectURL(new Blob([text], {type}));
+saved.download = name;
+saved.click();
+"""
+
+
+def save_button(name: str) -> str:
+    """A button that saves the picture (.svg) or table (.csv) around it, of the class `saved`."""
+    kind = name.rpartition(".")[2].upper()
+    return (
+        f'<button type="button" data-save="{escape(name)}" title="{escape(name)}">{kind}</button>'
+    )
+
+
+def document(
+    title: str, body: Sequence[str], style: str = "", *, refresh_seconds: int | None = None
+) -> str:
     """A page that needs no other file.
 
     Args:
         title: escaped already.
         body: its parts, as HTML.
         style: more rules than every page has.
+        refresh_seconds: after which a browser reads the page again.
     """
     light, dark = (
         " ".join(f"--{name}: {colors[shade]};" for name, colors in THEME.items())
         for shade in (0, 1)
     )
+    colors = json.dumps({name: shades[0] for name, shades in THEME.items()})
+    save = escape(" ".join(_SAVE.replace("LIGHT", colors).split()))
+    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' * bool(refresh_seconds)
     rules = _STYLE.replace("LIGHT", light).replace("DARK", dark) + style
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{rules}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
+        f"{refresh}<title>{title}</title>\n<style>{rules}</style>\n</head>\n<body>\n"
+        f'<main onclick="{save}">\n' + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )

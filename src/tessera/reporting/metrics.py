@@ -20,6 +20,7 @@ from tessera.reporting.phase import Evaluation, Phase
 
 METRICS_FILE = "metrics.jsonl"
 SPIKES_FILE = "spikes.jsonl"
+MACHINE_FILE = "machine.json"
 CONFIG_FILE = "config.yaml"
 _MISSING = math.nan
 
@@ -70,6 +71,7 @@ def _read_phase(folder: Path, name: str, tokens_before: float) -> Phase:
         evaluations=[record.evaluations[step] for step in sorted(record.evaluations)],
         config=config,
         config_text=text,
+        machines=_read_machines(folder / MACHINE_FILE, record.notes),
         notes=record.notes,
     )
 
@@ -152,6 +154,17 @@ def _read_config(path: Path, notes: list[str]) -> tuple[str, JsonObject]:
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected keys with values, found a {type(config).__name__}")
     return text, config
+
+
+def _read_machines(path: Path, notes: list[str]) -> list[JsonObject]:
+    if not path.is_file():
+        return []
+    try:
+        starts = json.loads(path.read_bytes())["starts"]
+        return [start for start in starts if isinstance(start, dict)]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        notes.append(f"{path.name} is damaged, so hardware and versions are not shown")
+        return []
 
 
 def _inner(folder: Path) -> str:

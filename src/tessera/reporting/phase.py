@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Phase:
     evaluations: list[Evaluation]
     config: JsonObject
     config_text: str
+    machines: list[JsonObject] = field(default_factory=list)
+    """What it ran on, as `machine.json` says; none where an older version did not write it."""
     notes: list[str]
     """What a reader should know about the record itself, one sentence each."""
 

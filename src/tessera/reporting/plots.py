@@ -24,6 +24,7 @@ from tessera.reporting.canvas import (
     log_scale,
 )
 from tessera.reporting.phase import Evaluation, Phase, source_names
+from tessera.reporting.spikes import unusual
 
 SMOOTHED_SHARE = 0.02
 """A smoothed curve is the running mean over this share of a phase's steps, or over a few."""
@@ -38,6 +39,7 @@ def loss_figure(phases: Sequence[Phase], inches: float = WIDE_INCHES) -> Figure 
     """Training loss, raw and smoothed, with the validation loss of every source."""
     canvas = blank(phases, "nats per masked token, log scale", inches, 3.5 + 0.1 * inches)
     end = _noisy(canvas, lambda phase: _positive(phase.column("loss")))
+    _mark(canvas, "loss")
     ends = _sources(canvas, lambda evaluation: evaluation.loss)
     if end is not None:
         ends.append(("training", end, TRAIN))
@@ -91,6 +93,7 @@ def gradient_figure(phases: Sequence[Phase]) -> Figure | None:
     canvas = blank(phases, "over all parameters, log scale")
     if _noisy(canvas, lambda phase: _positive(phase.column("grad_norm"))) is None:
         return None
+    _mark(canvas, "grad_norm")
     log_scale(canvas.axes)
     return finish(canvas)
 
@@ -145,10 +148,23 @@ def _noisy(canvas: Canvas, values: Callable[[Phase], np.ndarray]) -> float | Non
         else:
             canvas.axes.plot(places, raw, color=TRAIN, alpha=0.35, linewidth=0.6)
         smooth = running_mean(raw, max(FEWEST_SMOOTHED, round(SMOOTHED_SHARE * raw.size)))
-        shown = _thinned(smooth.size)
+        shown = thinned(smooth.size)
         canvas.axes.plot(places[shown], smooth[shown], color=TRAIN, linewidth=1.6)
         end = float(smooth[-1])
     return end
+
+
+def _mark(canvas: Canvas, name: str) -> None:
+    """A ring around each step that stands out, the highest of them if there are many."""
+    for index, phase in enumerate(canvas.phases):
+        found = unusual(phase, name)
+        highest = np.argsort(-found.values, kind="stable")[:_MOST_MARKERS]
+        tokens = phase.column("tokens")[found.steps[highest]]
+        canvas.axes.plot(
+            canvas.places(index, tokens), found.values[highest], linestyle="", marker="o",
+            markersize=6, markerfacecolor="none", markeredgecolor=THEME["source-1"][0],
+            markeredgewidth=1.2, clip_on=False,
+        )  # fmt: skip
 
 
 def _exact(canvas: Canvas, name: str, **style: Any) -> bool:
@@ -160,7 +176,7 @@ def _exact(canvas: Canvas, name: str, **style: Any) -> bool:
             continue
         moves = np.diff(values) != 0
         shown = np.flatnonzero(np.append(True, moves) | np.append(moves, True))
-        shown = shown if shown.size <= _MOST_POINTS else _thinned(values.size)
+        shown = shown if shown.size <= _MOST_POINTS else thinned(values.size)
         canvas.axes.plot(places[shown], values[shown], color=TRAIN, linewidth=1.6, **style)
         drawn = True
     return drawn
@@ -196,7 +212,8 @@ def _known(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return places[known], values[known]
 
 
-def _thinned(count: int) -> np.ndarray:
+def thinned(count: int) -> np.ndarray:
+    """Indices of at most 500 of so many points, evenly spread, both ends among them."""
     return np.unique(np.linspace(0, count - 1, _MOST_POINTS).round().astype(int))
 
 

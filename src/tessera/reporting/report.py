@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tessera.files import write_whole
 from tessera.quantities import NOTHING, short_number
 from tessera.reporting import plots, summary
 from tessera.reporting.canvas import (
@@ -16,7 +17,7 @@ from tessera.reporting.canvas import (
     phase_edges,
     render,
 )
-from tessera.reporting.html import document
+from tessera.reporting.html import document, save_button
 from tessera.reporting.metrics import read_chain
 from tessera.reporting.phase import Phase, source_names
 
@@ -25,7 +26,9 @@ _SMOOTHED = (
 )
 
 
-def write_report(run_folders: Sequence[str | Path], out_path: str | Path) -> None:
+def write_report(
+    run_folders: Sequence[str | Path], out_path: str | Path, *, refresh_seconds: int | None = None
+) -> None:
     """Write one HTML file, which needs no other, about the run folders of a chain in order.
 
     Same run folders, same bytes.
@@ -38,9 +41,9 @@ def write_report(run_folders: Sequence[str | Path], out_path: str | Path) -> Non
     if out.is_dir():
         raise ValueError(f"{out}: is a folder; name the file to write, such as {out}/report.html")
     parents = {Path(folder).resolve().parent.name for folder in run_folders}
-    page = _page(parents.pop() if len(parents) == 1 else "", phases)
+    page = _page(parents.pop() if len(parents) == 1 else "", phases, refresh_seconds)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page.encode())
 
 
 def summary_table(run_folders: Sequence[str | Path]) -> str:
@@ -52,23 +55,25 @@ def summary_table(run_folders: Sequence[str | Path]) -> str:
     return summary.as_text(read_chain(run_folders))
 
 
-def _page(project: str, phases: Sequence[Phase]) -> str:
+def _page(project: str, phases: Sequence[Phase], refresh_seconds: int | None) -> str:
     names = " \u2192 ".join(phase.name for phase in phases)
     title = escape(names if project in {"", "runs"} else f"{project}: {names}")
     said = [f"<p>{escape(sentence)}</p>" for sentence in summary.sentences(phases)]
     said += [f'<p class="note">{escape(note)}</p>' for note in summary.notes(phases)]
     body = [
         f"<h1>{title}</h1>",
-        f'<div class="lead"><div>{"".join(said)}</div>\n{_summary(phases)}</div>',
+        f'<div class="lead"><div>{"".join(said)}</div>\n{summary_of(phases)}</div>',
         _loss(phases),
         _curves(phases),
         _mixture(phases),
+        machines_table(phases),
         _settings(phases),
     ]
-    return document(title, [part for part in body if part])
+    return document(title, [part for part in body if part], refresh_seconds=refresh_seconds)
 
 
-def _summary(phases: Sequence[Phase]) -> str:
+def summary_of(phases: Sequence[Phase]) -> str:
+    """The summary as a table of HTML, a column a phase."""
     head = "".join(f'<th scope="col">{escape(phase.name)}</th>' for phase in phases)
     lines = ""
     for label, cells in summary.rows(phases):
@@ -76,8 +81,44 @@ def _summary(phases: Sequence[Phase]) -> str:
         values = "".join(f"<td>{escape(cell)}</td>" for cell in cells or [""] * len(phases))
         lines += f'<tr{inner}><th scope="row">{escape(label.strip())}</th>{values}</tr>\n'
     return (
-        f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>\n'
-        f"<tbody>{lines}</tbody></table></div>"
+        f'<div class="scroll saved"><table><thead><tr><td></td>{head}</tr></thead>\n'
+        f"<tbody>{lines}</tbody></table>{save_button('summary.csv')}</div>"
+    )
+
+
+def machines_table(phases: Sequence[Phase]) -> str:
+    """What each phase ran on, and with which versions; nothing where none recorded it."""
+    lines = ""
+    for phase in phases:
+        for machine in phase.machines:
+            versions = machine.get("versions")
+            versions = versions if isinstance(versions, dict) else {}
+            named = ", ".join(f"{package} {v}" for package, v in versions.items() if v)
+            threads = machine.get("threads")
+            device = f"{machine.get('ranks', 1)} \u00d7 {machine.get('device', NOTHING)}" + (
+                f", {threads} threads each" if threads else ""
+            )
+            rate = machine.get("matmul_flops_per_second")
+
+            cells = [
+                str(machine.get("after_step", 0)),
+                device,
+                f"{short_number(rate)} FLOP/s in {machine.get('dtype')}"
+                if isinstance(rate, float) and rate > 0
+                else NOTHING,
+                named,
+            ]
+            row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            lines += f'<tr><th scope="row">{escape(phase.name)}</th>{row}</tr>\n'
+    if not lines:
+        return ""
+    return (
+        '<div class="saved"><h2>Hardware and versions</h2>\n'
+        '<p class="caption">The rate is the highest seen of a matrix product on one device: FLOP '
+        "utilisation is measured against it.</p>\n"
+        '<div class="scroll"><table class="machines"><thead><tr><td></td><th>from step</th>'
+        "<th>devices</th><th>rate</th><th>versions</th></tr></thead>\n"
+        f"<tbody>{lines}</tbody></table></div>{save_button('machines.csv')}</div>"
     )
 
 
@@ -94,7 +135,7 @@ def _loss(phases: Sequence[Phase]) -> str:
     if phase_edges(phases)[1]:
         said.append("Short phases are drawn wider than their share of the tokens.")
     return (
-        "<figure>\n<h2>Loss</h2>\n"
+        f'<figure class="saved">\n<h2>{save_button("loss.svg")}Loss</h2>\n'
         f'<div class="wide" role="img" aria-label="Loss over tokens">{wide}</div>\n'
         f'<div class="narrow" role="img" aria-label="Loss over tokens">{narrow}</div>\n'
         f'<figcaption class="caption">{escape(" ".join(filter(None, said)))}</figcaption>\n'
@@ -132,11 +173,16 @@ def _curves(phases: Sequence[Phase]) -> str:
         drawing = render(title, draw, phases)
         if drawing is not None:
             parts.append(
-                f'<figure>\n<h3>{title}</h3>\n<div role="img" aria-label="{title} over tokens">'
+                f'<figure class="saved">\n<h3>{save_button(_file_name(title))}{title}</h3>\n'
+                f'<div role="img" aria-label="{title} over tokens">'
                 f'{drawing}</div>\n<figcaption class="caption">{escape(caption)}</figcaption>\n'
                 "</figure>"
             )
     return '<div class="grid">\n' + "\n".join(parts) + "\n</div>" if parts else ""
+
+
+def _file_name(title: str) -> str:
+    return title.lower().replace(" ", "-") + ".svg"
 
 
 def _row_lengths(phases: Sequence[Phase]) -> str:
@@ -180,9 +226,10 @@ def _mixture(phases: Sequence[Phase]) -> str:
             row = "".join(f"<td>{cell}</td>" for cell in cells)
             lines.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>\n')
         parts.append(
-            f'<div class="scroll"><table class="mixture"><thead><tr><th>{escape(phase.name)}</th>'
+            f'<div class="scroll saved"><table class="mixture"><thead><tr>'
+            f"<th>{escape(phase.name)}</th>"
             "<td></td><th>share</th><th>wanted</th><th>tokens</th><th>epochs</th></tr></thead>\n"
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            f"<tbody>{''.join(lines)}</tbody></table>{save_button('sources.csv')}</div>"
         )
     if not parts:
         return ""

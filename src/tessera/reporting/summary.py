@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tessera.quantities import NOTHING, Duration, short_number, short_time
+from tessera.reporting import spikes
 from tessera.reporting.phase import Phase, source_names
 
 Row = tuple[str, list[str]]
@@ -86,7 +87,7 @@ def notes(phases: Sequence[Phase]) -> list[str]:
     """What a reader of the numbers should know about the records, one sentence each."""
     found = []
     for phase in phases:
-        remarks = [*phase.notes, *_unfinished(phase)]
+        remarks = [*spikes.remarks(phase), *phase.notes, *_unfinished(phase)]
         lost = int((~np.isfinite(phase.column("loss"))).sum())
         if lost:
             remarks.append(f"{lost:,} {'step has' if lost == 1 else 'steps have'} no finite loss")

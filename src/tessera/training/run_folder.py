@@ -78,6 +78,23 @@ def lock(folder: Path) -> Lock:
     return Lock(file)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process trains in a run folder, here or on another machine that shares it."""
+    try:
+        file = os.open(folder / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of again at once
+        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return True
+        return not (folder / "ended.json").exists()  # a file system that keeps no locks
+    finally:
+        os.close(file)
+
+
 def _warn_unlocked(folder: Path, error: OSError) -> None:
     print(f"tessera: {folder}: this file system keeps no locks ({error}); start no second run here")
 
