@@ -29,8 +29,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from tqdm import tqdm
-
+from tessera.data.preparation.progress_bar import progress_bar
 from tessera.files import write_whole
 from tessera.paths import LOCAL, option
 
@@ -272,7 +271,7 @@ def write_kind(
     seen_lines: Counter[str] = Counter()
     lines: dict[str, list[str]] = {"train": [], "validation": []}
     counts = Counter(duplicates=0, short=0, train=0, validation=0)
-    with tqdm(total=cap_characters, unit="B", unit_scale=True, desc=kind, mininterval=1) as bar:
+    with progress_bar(cap_characters, kind) as bar:
         for document_id, raw in documents:
             text = clean(raw, seen_lines, prose=kind != "code")
             digest = hashlib.sha256(re.sub(r"\s+", " ", text).encode()).digest()

@@ -307,6 +307,100 @@ def test_wandb_works_offline(corpus, tmp_path):
     assert os.environ["WANDB_FINISH_TIMEOUT"], "a service out of reach is not waited for"
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"mode": "offline", "project": "p", "name": "named", "dir": "run"}),
+        ({"WANDB_MODE": "online"}, {"mode": "online", "project": "p"}),
+        ({"WANDB_MODE": "dryrun"}, {"mode": "offline"}),
+        (
+            dict.fromkeys(("WANDB_PROJECT", "WANDB_NAME", "WANDB_DIR", "WANDB_RUN_ID"), "other"),
+            {"mode": "offline", "project": None, "name": None, "dir": None, "id": None},
+        ),
+    ],
+)
+def test_variables_of_wandb_go_before_the_yaml(tmp_path, monkeypatch, variables, expected):
+    """What is left out, wandb takes from its variables."""
+    import wandb
+
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.loggers import open_loggers
+
+    for name in ("MODE", "PROJECT", "ENTITY", "RUN_GROUP", "TAGS", "NAME", "DIR", "RUN_ID"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    begun = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: begun.append(settings) or FakeRun())
+    chosen = {"project": "p", "mode": "offline"}
+    plain = tiny_run.settings(tmp_path, "run", run_name="named", logging__wandb=chosen)
+    open_loggers(decode(RunConfig, plain, "test"), after_step=0)
+    (settings,) = begun
+    assert {name: settings.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("variable", [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_a_disabled_wandb_is_not_imported(tmp_path, monkeypatch, capsys, variable):
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.loggers import open_loggers
+
+    monkeypatch.setenv(*variable)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    plain = tiny_run.settings(tmp_path, tmp_path / "run", logging__wandb={})
+    assert open_loggers(decode(RunConfig, plain, "test"), after_step=0) == []
+    said = capsys.readouterr()
+    assert "W&B is disabled" in said.out and not said.err
+
+
+def test_tensorboard_goes_where_its_variable_says(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.loggers import open_loggers
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "boards"))
+    plain = tiny_run.settings(tmp_path, tmp_path / "run", run_name="r", logging__tensorboard=True)
+    (logger,) = open_loggers(decode(RunConfig, plain, "test"), after_step=0)
+    logger.close()
+    assert list((tmp_path / "boards" / "r").glob("events*"))
+
+
+def test_a_log_that_is_no_terminal_gets_few_lines(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("tessera.training.console.time.monotonic", lambda: now[0])
+    for terminal, expected in ((True, 13), (False, 3)):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        progress = ProgressLines("run", Duration(1000, "ba"), every_seconds=10.0)
+        for step in range(1, 122):
+            now[0] += 1.0
+            progress(step_record(step=step))
+        assert len(capsys.readouterr().out.splitlines()) == expected
+
+
+def test_the_first_rate_of_a_warm_up_is_nothing_to_a_reader(capsys):
+    progress = ProgressLines("run", Duration(10, "ba"), every_seconds=0.0)
+    progress(step_record(lr=1.5e-13, max_lr=1.5e-3))
+    assert "lr 0  " in capsys.readouterr().out
+
+
+def test_a_bar_is_lines_where_nobody_watches(monkeypatch):
+    import io
+
+    from tessera.data.preparation import progress_bar
+
+    monkeypatch.setattr(progress_bar, "LOG_SECONDS", 0.0)
+    log = io.StringIO()
+    with progress_bar.progress_bar(1000, "tokenizing", log) as bar:
+        for _ in range(4):
+            bar.update(250)
+    assert "\r" not in log.getvalue() and "|" not in log.getvalue()
+    assert log.getvalue().splitlines()[-1].startswith("tokenizing: 1.00k of 1.00k")
+
+
 def test_no_step_uses_more_than_all_of_a_device(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("tessera.training.trainer.matmul_rate", lambda *_, **__: 1.0)
     more = {"duration": "4ba", "evaluation__at_end": False}

@@ -25,6 +25,7 @@ from tessera.cli import (
     merge,
     release,
     report,
+    train,
 )
 from tessera.cli.planning import init, shapes
 from tessera.config import ConfigError, mistake
@@ -32,6 +33,7 @@ from tessera.config import ConfigError, mistake
 COMMANDS = {
     "init": init,
     "check": check,
+    "train": train,
     "doctor": doctor,
     "import": import_,
     "export": export,

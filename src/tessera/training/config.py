@@ -154,13 +154,18 @@ class ComputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases, beside `metrics.jsonl`; trouble with it never stops training."""
+    """Weights & Biases, beside `metrics.jsonl`; trouble with it never stops training.
 
-    project: str
+    Its variables go first, as for one launch: `WANDB_MODE`, `WANDB_PROJECT`, `WANDB_ENTITY`,
+    `WANDB_RUN_GROUP`, `WANDB_TAGS`, `WANDB_NAME`, `WANDB_DIR`, `WANDB_RUN_ID`.
+    """
+
+    project: str | None = None
+    """Null: W&B's own name for what has none."""
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
-    mode: Literal["online", "offline"] = "online"
+    mode: Literal["online", "offline", "disabled"] = "online"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +173,10 @@ class LoggingConfig:
     """Where numbers go beside `metrics.jsonl`, which is always written."""
 
     console_seconds: float = 10.0
-    """Time between progress lines."""
+    """Time between progress lines on a terminal; in a log that is none, six times that."""
     wandb: WandbConfig | None = None
     tensorboard: bool = False
-    """Event files under the run folder."""
+    """Event files under the run folder; under `TENSORBOARD_LOGGING_DIR` if that is set."""
 
 
 @dataclass(frozen=True, kw_only=True)

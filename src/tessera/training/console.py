@@ -22,6 +22,8 @@ def say_complete(config: RunConfig) -> None:
     say(f"{config.name}: complete already, in {config.run_folder}; nothing to do")
 
 
+_LOG_TIMES = 6
+"""Lines are so many times rarer where nobody watches: in a log that is no terminal."""
 _RECORDED = {"tok": "tokens", "ba": "step", "sp": "total_documents"}
 """Where a record of `metrics.jsonl` keeps the count of each unit."""
 
@@ -35,7 +37,7 @@ class ProgressLines:
         """Begin, where `done` of the duration is behind a phase that is resumed."""
         self._name = name
         self._duration = duration
-        self._seconds = every_seconds
+        self._seconds = every_seconds if sys.stdout.isatty() else _LOG_TIMES * every_seconds
         self._last = -float("inf")
         self._done = done
         self._recent: list[tuple[float, float]] = []
@@ -58,7 +60,7 @@ class ProgressLines:
         say(
             f"{self._name}  {short_number(done)} of {short_number(total)} {self._duration.unit} "
             f"({min(1.0, done / total):.0%})  step {record['step']}  loss {loss}  "
-            f"lr {record['lr']:.2e}  {short_number(record['tokens_per_second'])} tok/s  "
+            f"lr {_rate(record)}  {short_number(record['tokens_per_second'])} tok/s  "
             f"{short_time(max(0.0, total - done) / rate)} left"
         )
 
@@ -69,6 +71,12 @@ class ProgressLines:
                 f"{self._name}  evaluation at step {record['step']}  {source}: "
                 f"loss {loss}  accuracy {score['accuracy']:.1%}"
             )
+
+
+def _rate(record: JsonObject) -> str:
+    """The learning rate; the almost nothing that a warm-up begins with is 0 to a reader."""
+    peak = record.get("max_lr") or 0.0
+    return "0" if record["lr"] < 1e-6 * peak else f"{record['lr']:.2e}"
 
 
 def warn(text: str) -> None:

@@ -12,16 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tessera.config import to_plain
 from tessera.files import JsonObject, write_whole
 from tessera.training.config import RunConfig
-from tessera.training.console import ProgressLines, warn
+from tessera.training.console import ProgressLines, say, warn
 from tessera.training.shutdown import TrainingStopped
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
+_WANDB_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "tags": "WANDB_TAGS",
+    "name": "WANDB_NAME",
+    "id": "WANDB_RUN_ID",
+    "dir": "WANDB_DIR",
+}
+_WANDB_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 
 Record = JsonObject
 """A line of `metrics.jsonl`."""
@@ -179,7 +195,9 @@ def open_loggers(config: RunConfig, *, after_step: int) -> list[Logger]:
     """The loggers that the configuration asks for; call on rank 0 alone."""
     found = []
     openers: list[tuple[str, Callable[[], Logger]]] = []
-    if config.logging.wandb is not None:
+    if config.logging.wandb is not None and _wandb_mode(config) == "disabled":
+        say(f"{config.name}: W&B is disabled; metrics.jsonl is written all the same")
+    elif config.logging.wandb is not None:
         openers.append(("W&B", lambda: _wandb(config)))
     if config.logging.tensorboard:
         openers.append(("TensorBoard", lambda: _tensorboard(config, after_step)))
@@ -199,16 +217,24 @@ def _wandb(config: RunConfig) -> Logger:
     # At the end of a run, a service out of reach would be waited for without end; as a variable,
     # because older versions refuse a setting that they do not know.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
+    settings: dict[str, Any] = {
+        "project": chosen.project,
+        "entity": chosen.entity,
+        "group": chosen.group,
+        "tags": chosen.tags or None,
+        "name": config.name,
+        "id": _wandb_id(config.folder),
+        "dir": str(config.folder),
+    }
+    for name, variable in _WANDB_VARIABLES.items():
+        if os.environ.get(variable):
+            del settings[name]  # wandb reads it
+    if os.environ.get("WANDB_DIR"):  # else wandb would go to a temporary folder, and say nothing
+        os.makedirs(os.environ["WANDB_DIR"], exist_ok=True)
     run = wandb.init(
-        project=chosen.project,
-        entity=chosen.entity,
-        group=chosen.group,
-        tags=chosen.tags or None,
-        name=config.name,
-        id=_wandb_id(config.folder),
+        **settings,
+        mode=_wandb_mode(config),
         resume="allow",
-        mode=chosen.mode,
-        dir=str(config.folder),
         config=to_plain(config),
         allow_val_change=True,
         settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
@@ -223,6 +249,16 @@ def _wandb(config: RunConfig) -> Logger:
     )
 
 
+def _wandb_mode(config: RunConfig) -> Literal["online", "offline", "disabled"]:
+    """What the environment says, by W&B's names of old and now; else the YAML."""
+    chosen = config.logging.wandb
+    assert chosen is not None
+    if os.environ.get("WANDB_DISABLED", "").lower() in {"true", "1", "yes"}:
+        return "disabled"
+    named = os.environ.get("WANDB_MODE", "").lower()
+    return _WANDB_MODES.get(named, chosen.mode)
+
+
 def _wandb_id(folder: Path) -> str:
     """The run's id, kept in the run folder so that a requeued run continues it."""
     path = folder / WANDB_ID_FILE
@@ -234,7 +270,9 @@ def _wandb_id(folder: Path) -> str:
 def _tensorboard(config: RunConfig, after_step: int) -> Logger:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(config.folder / "tensorboard"), purge_step=after_step + 1)
+    named = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    folder = Path(named) / config.name if named else config.folder / "tensorboard"
+    writer = SummaryWriter(str(folder), purge_step=after_step + 1)
 
     def log(record: Record) -> None:
         for name, value in flat(record):

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from tessera.config import mistake
 from tessera.training import distributed
-from tessera.training.run_folder import STOP_FILE
+from tessera.training.run_folder import STOP_FILE, checkpoints, note_end
 
 PREEMPTED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -102,6 +102,7 @@ class StopRequest:
         name = signal.Signals(number).name
         now = time.monotonic()
         if not self.training:
+            self._note(f"stopped by {name} before the first step of this start")
             _say(f"{name}: stopped before the first step")
             os._exit(PREEMPTED)
         if self.signal is None:
@@ -110,8 +111,15 @@ class StopRequest:
             if self.on_request is not None:
                 self.on_request()
         elif now - self._since > ECHO_SECONDS:
+            self._note(f"stopped at once by a second {name}: goes on from the newest checkpoint")
             _say(f"{name} again: stopped at once, nothing saved since the last checkpoint")
             os._exit(128 + number)
+
+    def _note(self, how: str) -> None:
+        """Leave word in a run folder that there is."""
+        folder = self._run_folder
+        if folder is not None and folder.is_dir() and distributed.rank() == 0:
+            note_end(folder, how, max(checkpoints(folder), default=0))
 
 
 def end_with_parent() -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from tessera.data.preparation import places
 from tessera.data.preparation.config import SourceConfig, TokenizeConfig
 from tessera.data.preparation.executors.executor import Plan, fingerprint_of, log_folder, run
@@ -16,6 +14,7 @@ from tessera.data.preparation.formats.records import Reading
 from tessera.data.preparation.inputs import Input, input_of, refuse_output_inside
 from tessera.data.preparation.mds_writer import compressor
 from tessera.data.preparation.places import File
+from tessera.data.preparation.progress_bar import progress_bar
 from tessera.data.preparation.shard_folders import ShardFolder, shard_folder
 from tessera.data.preparation.text_files import Part, cut_into_parts
 from tessera.data.preparation.tokenizing import Task, Tokenizing
@@ -64,9 +63,7 @@ def make_shards(config: TokenizeConfig) -> int:
     for split in splits:
         split.folder.begin(split.plan, overwrite=config.overwrite)
     plan = plan_of_tasks(splits, config, tokenizer)
-    with tqdm(
-        total=sum(plan.weights), unit="B", unit_scale=True, desc="tokenizing", mininterval=1
-    ) as bar:
+    with progress_bar(sum(plan.weights), "tokenizing") as bar:
         for finished_bytes in run(plan, config.executor):
             bar.update(finished_bytes)
     for split in splits:

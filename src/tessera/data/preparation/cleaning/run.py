@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from tessera.data.preparation import places
 from tessera.data.preparation.cleaning import corpus as plans
 from tessera.data.preparation.cleaning import stages
@@ -29,6 +27,7 @@ from tessera.data.preparation.executors.executor import (
 )
 from tessera.data.preparation.executors.local import Work
 from tessera.data.preparation.notes import Notes
+from tessera.data.preparation.progress_bar import progress_bar
 from tessera.data.preparation.text_files import cut_into_parts, read_part
 from tessera.paths import absolute, join
 
@@ -109,7 +108,7 @@ class _Stages:
             weights=weights,
             preload=("tessera.data.preparation.cleaning.stages",),
         )
-        with tqdm(total=sum(weights), unit="B", unit_scale=True, desc=name, mininterval=1) as bar:
+        with progress_bar(sum(weights), name) as bar:
             for done in run(plan, self._config):
                 bar.update(done)
 
