@@ -131,3 +131,45 @@ def test_nothing_heavy_is_imported_to_read_a_run(corpus, first, tmp_path):
     overrides = annealing(corpus, first, tmp_path / "run")
     command = [sys.executable, "-c", code, str(ANNEAL), *overrides]
     subprocess.run(command, check=True, env=tiny_run.environment())
+
+
+def test_damaged_checkpoints_are_said_before_training_finds_them(corpus, tmp_path):
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(
+        corpus, folder, duration="2ba", checkpoints__interval="1ba", evaluation__at_end=False
+    )
+    assert tiny_run.train(plain) == 0
+    path = tiny_run.write_yaml(tmp_path / "run.yaml", plain | {"duration": "3ba"})
+    newest = folder / "checkpoints" / "step00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:500])
+    checked = check(str(path), [], Hardware(world_size=1))
+    assert not checked.problems and "resumes after 1 steps" in checked.lines["starts from"]
+    (doubt,) = (doubt for doubt in checked.doubts if "step00000002.pt" in doubt)
+    assert "would be set aside, and step00000001.pt gone on from" in doubt
+    (folder / "checkpoints" / "step00000001.pt").write_bytes(b"")
+    problems = check(str(path), [], Hardware(world_size=1)).problems
+    assert any("none of the checkpoints" in problem for problem in problems)
+    assert newest.exists(), "a check sets nothing aside"
+
+
+def test_a_cache_that_cannot_be_written_is_said(corpus, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    plain = tiny_run.settings(corpus, tmp_path / "run")
+    plain["train_data"]["sources"]["web"] |= {
+        "remote": str(corpus / "web"),
+        "local": str(tmp_path / "file" / "cache"),
+    }
+    path = tiny_run.write_yaml(tmp_path / "run.yaml", plain)
+    problems = check(str(path), [], Hardware(world_size=1)).problems
+    (problem,) = (p for p in problems if p.startswith("train_data.sources.web.local"))
+    assert "is a file, not a folder" in problem
+    monkeypatch.setenv("TESSERA_CACHE", str(tmp_path / "file" / "cache"))
+    overrides = ["start_from=s3://bucket/run"]
+    problems = check(str(path), overrides, Hardware(world_size=1)).problems
+    assert any(p.startswith("TESSERA_CACHE") and "is a file" in p for p in problems)
+
+
+def test_a_key_written_as_an_option_is_told_how(corpus, tmp_path):
+    path = tiny_run.write_yaml(tmp_path / "p.yaml", tiny_run.settings(corpus, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="keys of the YAML are written optimizer.lr=1e-3"):
+        load(RunConfig, path, ["--optimizer.lr=1e-3"])

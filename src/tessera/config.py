@@ -192,6 +192,9 @@ def _same_kind(own: dict, base: dict) -> bool:
 
 def _override(tree: Any, text: str) -> Any:
     key, equals, _ = text.partition("=")
+    if key.startswith("--"):
+        plain = text.removeprefix("--") if equals else f"{key.removeprefix('--')}=VALUE"
+        raise ConfigError(f"{text}: keys of the YAML are written {plain}")
     if not equals or not key.strip():
         raise ConfigError(f"'{text}': an override is written key.sub_key=value")
     try:

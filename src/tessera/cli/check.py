@@ -120,9 +120,20 @@ def _checked(
     from tessera.planning.recipe import recipe_lines
     from tessera.training.preflight import examine
 
-    saved = _saved(config)
+    saved, damaged = _saved(config)
     findings = examine(config, hardware.world_size, resuming=saved is not None, planned=before)
     problems, doubts = list(findings.problems), list(findings.doubts)
+    if damaged and saved is None:
+        problems += [f"run_folder: {each}" for each in damaged]
+        problems.append(
+            f"run_folder: none of the checkpoints in {config.folder} can be read. To begin this "
+            "phase again from its start, move the run folder away"
+        )
+    elif saved is not None:
+        doubts += [
+            f"run_folder: {each}; it would be set aside, and {saved.path.name} gone on from"
+            for each in damaged
+        ]
     changes: list[str] = []
     if saved is not None:
         from tessera.training.rate_jump import describe_jump
@@ -237,22 +248,32 @@ def _located(problem: str, origin: str, overrides: Sequence[str]) -> str:
     return f"{key} (from {os.path.normpath(path)}){colon}{text}"
 
 
-def _saved(config: RunConfig) -> "Saved | None":
-    """What the phase would resume from; nothing is renamed here, as training would."""
+def _saved(config: RunConfig) -> tuple["Saved | None", list[str]]:
+    """What the phase would resume from, and what is damaged; nothing is renamed, as training would.
+
+    Of a run folder in an object store the checkpoint is fetched, and compared with its checksum.
+    """
     from tessera.files import zip_damage
     from tessera.training.run_folder import checkpoints
 
-    whole = (p for p in reversed(checkpoints(config.folder).values()) if not zip_damage(p))
-    path = None if config.is_cached else next(whole, None)
+    damaged: list[str] = []
+    path = None
+    here = [] if config.is_cached else list(checkpoints(config.folder).values())
+    for newest in reversed(here):
+        problem = zip_damage(newest)
+        if problem is None:
+            path = newest
+            break
+        damaged.append(f"{newest} {problem}")
     if path is None and config.remote is not None and has_begun(config):
         from tessera.checkpoints.reader import locate
 
         path = locate(fetch.local(config.remote))
     if path is None:
-        return None
+        return None, damaged
     from tessera.training.resume import read
 
-    return read(path)
+    return read(path), damaged
 
 
 def _continuation(config: RunConfig, saved: "Saved") -> str:

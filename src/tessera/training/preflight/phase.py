@@ -19,7 +19,7 @@ from tessera.data.sources.source import Documents
 from tessera.data.supply import Reading, readings
 from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
-from tessera.paths import SOURCE, is_remote
+from tessera.paths import CACHE_VARIABLE, SOURCE, cache_folder, is_remote
 from tessera.quantities import Duration, short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
@@ -71,6 +71,7 @@ def examine(
     """
     found = [
         *_folder_problems(config.folder),
+        *_cache_problems(config),
         *remote_run.problems(config),
         *config.world_problems(world_size),
     ]
@@ -178,18 +179,33 @@ def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str
     return found
 
 
-def _folder_problems(folder: Path) -> list[str]:
-    """What keeps a run folder from being made or written to."""
+def _cache_problems(config: RunConfig) -> list[str]:
+    """What keeps caches of what is elsewhere from being made or written to."""
+    found = []
+    for name, source in config.train_data.sources.items():
+        if source.remote is not None and source.weight > 0:
+            key = f"train_data.sources.{name}.local"
+            found += _folder_problems(Path(source.local), key)
+    named = origin_of(config)
+    places = [config.run_folder, config.tokenizer, *([named[1]] if named else [])]
+    if any(map(is_remote, places)):
+        try:
+            found += _folder_problems(cache_folder(), CACHE_VARIABLE)
+        except (ValueError, OSError) as error:
+            found.append(f"{CACHE_VARIABLE}: {error}")
+    return found
+
+
+def _folder_problems(folder: Path, key: str = "run_folder") -> list[str]:
+    """What keeps a run folder, or a cache, from being made or written to."""
     every = (folder / "checkpoints", folder, *folder.absolute().parents)
     there = [path for path in every if path.exists() or path.is_symlink()]
     if not there[0].is_dir():
         kind = "a file" if there[0].exists() else "a link to nothing"
-        return [
-            f"run_folder: {there[0]} is {kind}, not a folder; move it away, or name another folder"
-        ]
+        return [f"{key}: {there[0]} is {kind}, not a folder; move it away, or name another folder"]
     written = [path for path in every[:2] if path in there] or there[:1]
     return [
-        f"run_folder: {path} may not be written to (permissions, or a file system that is "
+        f"{key}: {path} may not be written to (permissions, or a file system that is "
         "read-only); mend it, or name another folder"
         for path in written
         if not os.access(path, os.W_OK | os.X_OK)
