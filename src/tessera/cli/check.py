@@ -13,8 +13,8 @@ from tessera import fetch
 from tessera.cli.arguments import add_config, at_least
 from tessera.config import ConfigError, decode, defined_in, load_plain, refusal, to_plain
 from tessera.training.config import RunConfig
-from tessera.training.inherited import RECIPE, Taken, fill
 from tessera.training.remote.remote_run import has_begun
+from tessera.training.start.inherited import RECIPE, Taken, fill
 
 if TYPE_CHECKING:
     from tessera.checkpoints.checkpoint import Checkpoint

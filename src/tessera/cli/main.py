@@ -17,7 +17,6 @@ from tessera.cli import (
     batches,
     check,
     data,
-    doctor,
     evaluate,
     export,
     finetune,
@@ -27,13 +26,12 @@ from tessera.cli import (
     report,
     train,
 )
-from tessera.cli.planning import init, shapes
+from tessera.cli.planning import doctor, init, shapes
 from tessera.config import ConfigError, mistake
 
 COMMANDS = {
     "init": init,
     "check": check,
-    "train": train,
     "doctor": doctor,
     "import": import_,
     "export": export,
@@ -45,6 +43,7 @@ COMMANDS = {
     "finetune": finetune,
     "report": report,
     "shapes": shapes,
+    "train": train,
 }
 
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("--master-port: machines have to be told the same one, such as 29500")
     config.check_world(world_size)
 
-    from tessera.training.launch import Node, launch
+    from tessera.training.start.launch import Node, launch
 
     node = Node(
         ranks=ranks,

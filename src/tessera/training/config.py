@@ -11,7 +11,7 @@ from tessera.optim.config import OptimizerConfig, StableAdamW
 from tessera.optim.schedules import Schedule, WarmupStableDecay, problems
 from tessera.paths import SOURCE, RunPath, SourcePath, StorePath, cached, is_remote
 from tessera.quantities import Duration
-from tessera.training.inherited import fill
+from tessera.training.start.inherited import fill
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,11 +42,11 @@ from tessera.training.callbacks.watchdog import RecompileWatch, Watchdog
 from tessera.training.config import RunConfig
 from tessera.training.console import say, warn
 from tessera.training.loggers import Sinks, open_sinks
-from tessera.training.machine import Machine
 from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder, train_data_spec
 from tessera.training.rate_jump import describe_jump
 from tessera.training.resume import Saved
 from tessera.training.shutdown import StopRequest
+from tessera.training.start.machine import Machine
 
 Device = Literal["cpu", "cuda"]
 
