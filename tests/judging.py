@@ -6,8 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import tiny_run
 import yaml
+
+from tessera.config import decode
+from tessera.evaluation.jobs.models import Model
+from tessera.evaluation.jobs.records import Job
+from tessera.evaluation.suites import SuiteConfig
 
 WORDS = [f"w{i}" for i in range(tiny_run.WORDS)]
 
@@ -48,6 +54,109 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def job(folder, plain, **changes):
+    """A job of one task on the encoder of a folder, at one point of the grid."""
+    suite = decode(SuiteConfig, {"tasks": {"t": plain}}, "test")
+    model = Model(name="m", source=str(folder), folder=str(folder), random=False, fingerprint="f")
+    point = {"lr": 3e-3, "weight_decay": 0.0, "epochs": 2}
+    given = {"model": model, "task_name": "t", "task": suite.tasks["t"], "seed": 1, "inputs": ""}
+    return Job(**{**given, "point": point, **changes})
+
+
+def make_search(folder: Path, *, seed: int = 1, count: int = 40) -> dict[str, str]:
+    """Documents of twelve words, and queries that are some of a document's words.
+
+    The paths of `queries`, `documents`, `relevance` (whose last line names nobody) and `train`.
+    """
+    draw = random.Random(seed)
+    documents = [{"id": f"d{i}", "text": " ".join(draw.choices(WORDS, k=12))} for i in range(count)]
+    queries, relevance, pairs = [], [], []
+    for number, document in enumerate(documents):
+        words = document["text"].split()
+        queries.append({"id": f"q{number}", "text": " ".join(draw.sample(words, 4))})
+        relevance.append({"query": f"q{number}", "document": document["id"], "score": 2})
+        if number % 3 == 0:
+            other = f"d{(number + 1) % count}"
+            relevance.append({"query": f"q{number}", "document": other, "score": 1})
+        pairs.append({"query": queries[-1]["text"], "positive": document["text"]})
+    relevance.append({"query": "nobody", "document": "d0", "score": 1})
+    made = {"queries": queries, "documents": documents, "relevance": relevance, "train": pairs}
+    return {name: str(write_rows(folder / f"{name}.jsonl", rows)) for name, rows in made.items()}
+
+
+def gains_of(relevance: list[dict], count: int = 40) -> np.ndarray:
+    """(queries, documents) scores of `make_search`'s relevance."""
+    gains = np.zeros((count, count))
+    for row in relevance[:-1]:
+        gains[int(row["query"][1:]), int(row["document"][1:])] = row["score"]
+    return gains
+
+
+def read_rows(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def vectors(folder, texts):
+    """Means of the last hidden states, by transformers, one text at a time."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
+    with torch.inference_mode():
+        found = [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+            for text in texts
+        ]
+    return torch.nn.functional.normalize(torch.stack(found), dim=-1).double().numpy()
+
+
+def ndcg_at_10(similar, gains):
+    """Mean over queries of sum(gain / log2(rank + 1)) over its best possible value."""
+    values = []
+    for row, gain in zip(similar, gains, strict=True):
+        ranked = gain[np.argsort(-row)][:10]
+        ideal = np.sort(gain)[::-1][:10]
+        weights = 1 / np.log2(np.arange(2, 2 + len(ranked)))
+        values.append((ranked * weights).sum() / (ideal * weights).sum())
+    return float(np.mean(values))
+
+
+def use_hub(folder: Path, monkeypatch) -> Path:
+    """Make a folder this process's cache of the hub."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder.parent / "datasets"))
+    return folder
+
+
+def put_on_hub(
+    hub: Path, name: str, tables: dict[str, dict[str, list[dict]]], revision: str, ref: str = "main"
+) -> Path:
+    """A data set as `hf download` leaves it in a cache: rows by subset and split, and a README."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = hub / f"datasets--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / revision
+    (folder / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / ref).write_text(revision)
+    about = "---\nconfigs:\n"
+    for subset, splits in tables.items():
+        about += f"- config_name: {subset}\n  data_files:\n"
+        (snapshot / subset).mkdir(parents=True)
+        for split, rows in splits.items():
+            file = snapshot / subset / f"{split}-00000-of-00001.parquet"
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+            about += f"  - {{split: {split}, path: {subset}/{split}-*}}\n"
+    (snapshot / "README.md").write_text(about + "---\n")
+    return snapshot
 
 
 def make_texts(folder: Path, *, rows: int = 96, seed: int = 0) -> Path:

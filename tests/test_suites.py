@@ -319,7 +319,6 @@ def test_a_wrong_key_of_a_suite_is_named(place, tmp_path, capsys, change, says):
     ("arguments", "says"),
     [
         (["--suite", "glu"], "there is no such suite"),
-        (["--suite", "superglue"], "is not available in this version"),
         (["--suite", "mlm", "--workers", "0"], "--workers must be at least 1"),
         (["--suite", "mlm", "--fill", "x"], "one at a time"),
     ],

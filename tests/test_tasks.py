@@ -11,13 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from judging import WORDS, classification, make_encoder, make_texts, write_rows
+from judging import (
+    WORDS,
+    classification,
+    job,
+    make_encoder,
+    make_search,
+    make_texts,
+    ndcg_at_10,
+    put_on_hub,
+    use_hub,
+    vectors,
+    write_rows,
+)
 
-from tessera.config import decode
-from tessera.evaluation.jobs.models import Model
-from tessera.evaluation.jobs.records import Job, Records
+from tessera.evaluation.jobs.records import Records
 from tessera.evaluation.jobs.work import JudgeWork
-from tessera.evaluation.suites import SuiteConfig
 from tessera.evaluation.tasks import tables
 from tessera.evaluation.tasks.memory import halving
 
@@ -28,14 +37,6 @@ def place(tmp_path_factory):
     make_encoder(folder / "model")
     make_texts(folder / "texts")
     return folder
-
-
-def job(folder, plain, **changes):
-    suite = decode(SuiteConfig, {"tasks": {"t": plain}}, "test")
-    model = Model(name="m", source=str(folder), folder=str(folder), random=False, fingerprint="f")
-    point = {"lr": 3e-3, "weight_decay": 0.0, "epochs": 2}
-    given = {"model": model, "task_name": "t", "task": suite.tasks["t"], "seed": 1, "inputs": ""}
-    return Job(**{**given, "point": point, **changes})
 
 
 # ---- data
@@ -88,27 +89,12 @@ def test_data_that_cannot_be_read_is_named(tmp_path, name, content, says):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub's cache with the layout that `hf download nyu-mll/glue` leaves, in small."""
-    import huggingface_hub.constants
-    import pyarrow
-    import pyarrow.parquet
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    folder = tmp_path / "hub" / "datasets--nyu-mll--glue"
-    snapshot = folder / "snapshots" / "abc123"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("abc123")
-    (snapshot / "rte").mkdir(parents=True)
-    for split in ("train", "validation"):
-        rows = [{"sentence1": f"w{i}", "sentence2": split, "label": i % 2} for i in range(6)]
-        pyarrow.parquet.write_table(
-            pyarrow.Table.from_pylist(rows), snapshot / "rte" / f"{split}-00000-of-00001.parquet"
-        )
-    (snapshot / "README.md").write_text(
-        "---\nconfigs:\n- config_name: rte\n  data_files:\n"
-        "  - {split: train, path: rte/train-*}\n  - {split: validation, path: rte/validation-*}\n"
-        "---\n"
-    )
+    folder = use_hub(tmp_path / "hub", monkeypatch)
+    rows = {
+        split: [{"sentence1": f"w{i}", "sentence2": split, "label": i % 2} for i in range(6)]
+        for split in ("train", "validation")
+    }
+    put_on_hub(folder, "nyu-mll/glue", {"rte": rows}, "abc123")
     return folder
 
 
@@ -288,56 +274,7 @@ def test_words_are_scored_as_sklearn_scores_them(place, tmp_path):
 
 @pytest.fixture
 def search(tmp_path):
-    """Documents of twelve words, and queries that are some of a document's words."""
-    draw = random.Random(1)
-    paths = {}
-    documents = [{"id": f"d{i}", "text": " ".join(draw.choices(WORDS, k=12))} for i in range(40)]
-    queries, relevance, pairs = [], [], []
-    for number, document in enumerate(documents):
-        words = document["text"].split()
-        queries.append({"id": f"q{number}", "text": " ".join(draw.sample(words, 4))})
-        relevance.append({"query": f"q{number}", "document": document["id"], "score": 2})
-        if number % 3 == 0:
-            relevance.append(
-                {"query": f"q{number}", "document": f"d{(number + 1) % 40}", "score": 1}
-            )
-        pairs.append({"query": queries[-1]["text"], "positive": document["text"]})
-    relevance.append({"query": "nobody", "document": "d0", "score": 1})
-    for name, rows in (
-        ("queries", queries),
-        ("documents", documents),
-        ("relevance", relevance),
-        ("train", pairs),
-    ):
-        paths[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
-    return paths
-
-
-def vectors(folder, texts):
-    """Means of the last hidden states, by transformers, one text at a time."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModel.from_pretrained(folder).eval(),
-    )
-    with torch.inference_mode():
-        found = [
-            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
-            for text in texts
-        ]
-    return torch.nn.functional.normalize(torch.stack(found), dim=-1).double().numpy()
-
-
-def ndcg_at_10(similar, gains):
-    """Mean over queries of sum(gain / log2(rank + 1)) over its best possible value."""
-    values = []
-    for row, gain in zip(similar, gains, strict=True):
-        ranked = gain[np.argsort(-row)][:10]
-        ideal = np.sort(gain)[::-1][:10]
-        weights = 1 / np.log2(np.arange(2, 12))
-        values.append((ranked * weights).sum() / (ideal * weights).sum())
-    return float(np.mean(values))
+    return make_search(tmp_path)
 
 
 @pytest.mark.slow

@@ -6,12 +6,18 @@ from pathlib import Path
 
 from tessera.config import ConfigError, load
 from tessera.data.preparation.executors.executor import ExecutorConfig
-from tessera.evaluation.tasks.config import Classification, Regression, Task
+from tessera.evaluation.tasks.config import (
+    Finetuned,
+    LateInteraction,
+    Retrieval,
+    Task,
+    TokenClassification,
+)
 
 FOLDER = Path(__file__).parents[3] / "yamls" / "evaluation"
 """The suites that come with the project; each file is one, by its name."""
 
-_PLANNED = ("superglue", "late-interaction", "code", "long", "probe")
+_PLANNED = ("long", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,8 @@ class SuiteConfig:
             other = self.tasks.get(start)
             if other is None:
                 problems.append(f"tasks.{name}.start: there is no task '{start}' in this suite")
-            elif not isinstance(other, Classification | Regression):
-                problems.append(f"tasks.{name}.start: '{start}' trains no classifier of texts")
+            elif _starts(task) != _starts(other):
+                problems.append(f"tasks.{name}.start: '{start}' trains no {_starts(task)}")
             elif start_of(other) is not None:
                 problems.append(f"tasks.{name}.start: '{start}' starts from another task itself")
         if problems:
@@ -50,7 +56,19 @@ class SuiteConfig:
 
 def start_of(task: Task) -> str | None:
     """The task whose model another starts from."""
-    return task.start if isinstance(task, Classification | Regression) else None
+    return getattr(task, "start", None)
+
+
+def _starts(task: Task) -> str | None:
+    """What a task trains that another may start from."""
+    if isinstance(task, Retrieval | LateInteraction):
+        kind = "retrieval" if isinstance(task, Retrieval) else "late interaction"
+        return f"model for {kind}" if task.train or task.start else None
+    return "classifier of texts" if _is_of_texts(task) else None
+
+
+def _is_of_texts(task: Task) -> bool:
+    return isinstance(task, Finetuned) and not isinstance(task, TokenClassification)
 
 
 def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:

@@ -21,6 +21,7 @@ td.failed, .failed { color: var(--source-1); }
 a { color: inherit; }
 .scroll th:first-child { position: sticky; left: 0; background: var(--page); }
 .scroll th:first-child { max-width: 11rem; }
+.scroll thead th { overflow-wrap: normal; white-space: nowrap; }
 .details td, .details th { font-size: .88rem; }
 .pareto { max-width: 34rem; }
 .pareto text { font-size: 12px; fill: var(--ink); }
@@ -82,12 +83,12 @@ def _overview(
     )
     meant = _meant(models, tasks, cells)
     if meant:
-        head += f'<th scope="col">mean<br><small>of {len(meant)} tasks</small></th>'
+        head = f'<th scope="col">mean<br><small>of {len(meant)} tasks</small></th>{head}'
     lines = ""
     for model in models:
         row = "".join(_cell(cells.get((model, task)), best[task], _anchor(task)) for task in tasks)
         if meant:
-            row += f"<td>{100 * _mean_score(model, meant, cells):.1f}</td>"
+            row = f"<td>{100 * _mean_score(model, meant, cells):.1f}</td>{row}"
         lines += f'<tr><th scope="row">{escape(model)}</th>{row}</tr>\n'
     return (
         f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>\n'
@@ -107,10 +108,16 @@ def _meant(
             and entry["mean"] is not None
             and not entry["lower_is_better"]
             and entry["kind"] != "efficiency"
+            and not _only_chooses(entry)
             for entry in asked
         ):
             shared.append(task)
     return shared if len(shared) > 1 else []
+
+
+def _only_chooses(entry: JsonObject) -> bool:
+    """Whether a search has scores of validation alone: others start from it, and are the result."""
+    return entry["kind"] in ("retrieval", "late_interaction") and entry["split"] == "validation"
 
 
 def _mean_score(

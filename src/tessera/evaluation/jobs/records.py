@@ -14,7 +14,7 @@ from typing import Any
 
 from tessera.config import to_plain
 from tessera.evaluation.jobs.models import Model
-from tessera.evaluation.tasks.config import LOWER_IS_BETTER, Point, Task, main_metric
+from tessera.evaluation.tasks.config import ADDED, LOWER_IS_BETTER, Point, Task, main_metric
 from tessera.files import JsonObject, as_json, write_whole
 
 _VERSION = 1
@@ -83,6 +83,9 @@ class Job:
 def task_key(task: Task, inputs: str) -> str:
     """Fingerprint of a task and its data; not of the grid, whose points the jobs name."""
     plain = to_plain(task)
+    for name, nothing in ADDED.get(task.name, {}).items():
+        if plain[name] == nothing:
+            del plain[name]
     if "training" in plain:
         kept = {name: value for name, value in plain["training"].items() if name not in _GRID}
         plain = {**plain, "training": kept}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tessera.config import ConfigError, mistake, to_plain
 from tessera.data.preparation.executors.executor import ExecutorConfig, Plan, log_folder, run
@@ -24,25 +25,27 @@ from tessera.evaluation.results import write_results
 from tessera.evaluation.suites import SuiteConfig
 from tessera.evaluation.tasks.config import (
     Finetuned,
+    LateInteraction,
     MaskedLm,
-    Retrieval,
+    Search,
     Task,
     TokenClassification,
     splits_of,
+    texts_of,
 )
-from tessera.evaluation.tasks.tables import look_at
+from tessera.evaluation.tasks.tables import COLUMNS, Column, look_at
 from tessera.files import JsonObject
 
 log = logging.getLogger(__name__)
 
 _PRELOADED = ("torch", "transformers.trainer")
-_NEEDED = {
-    "sentence_transformers": "retrieval",
-    "mteb": "retrieval",
-    "sklearn": "",
-    "accelerate": "",
+_NEEDED: dict[str, Any] = {
+    "sentence_transformers": Search,
+    "mteb": Search,
+    "sklearn": Finetuned | Search,
+    "accelerate": Finetuned | Search,
 }
-"""Modules of the extra `eval`, with the kind of task that needs each; '' for all that train."""
+"""Modules of the extra `eval`, with the kinds of tasks that need each."""
 _WEIGHT = 1 << 30
 """In the executor's scale of bytes to tokenise: a job is always worth a process of its own."""
 
@@ -89,11 +92,11 @@ def judge(asked: Asked) -> list[Cell]:
 
 
 def _check_installed(suite: SuiteConfig) -> None:
-    trained = [task for task in suite.tasks.values() if isinstance(task, Finetuned | Retrieval)]
     missing = [
         module
-        for module, kind in _NEEDED.items()
-        if any(not kind or task.name == kind for task in trained) and find_spec(module) is None
+        for module, kinds in _NEEDED.items()
+        if any(isinstance(task, kinds) for task in suite.tasks.values())
+        and find_spec(module) is None
     ]
     if missing:
         raise ConfigError(
@@ -136,22 +139,26 @@ def _fingerprint(task: Task) -> str:
                 "are to be predicted, or `data` and `tokenizer` in the suite"
             )
         seen["data"] = str(to_plain(task.data))
+    if isinstance(task, Search) and (task.mteb or task.validation_mteb):
+        from tessera.evaluation.tasks import benchmarks
+
+        for named in [*task.mteb, *task.validation_mteb]:
+            seen[f"mteb {named}"] = benchmarks.look_at(named)
     return sha256(str(sorted(seen.items())).encode()).hexdigest()[:16]
 
 
-def columns_of(task: Task, key: str) -> list[str]:
+def columns_of(task: Task, key: str) -> Sequence[Column]:
     """The columns that a split of a task must have."""
     if isinstance(task, TokenClassification):
         return [task.words, task.labels]
     if isinstance(task, Finetuned):
-        return [task.text, *([task.pair] if task.pair else []), task.label]
-    kinds = {
-        "queries": ["id", "text"],
-        "documents": ["id", "text"],
-        "relevance": ["query", "document"],
-        "train": ["query", "positive"],
-    }
-    return kinds[key.rpartition(".")[2]]
+        return texts_of(task)
+    if key == "train" and isinstance(task, LateInteraction):
+        # Pairs or a teacher's scores: the job sees which.
+        return [("query_id", "query", "query-id", "anchor")]
+    if key == "train" and isinstance(task, Search) and task.train_queries is not None:
+        return COLUMNS["relevance"]
+    return COLUMNS[key.rpartition(".")[2]]
 
 
 def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence[Cell]) -> None:

@@ -25,6 +25,7 @@ _RUNNERS = {
     "regression": "finetuning",
     "token_classification": "finetuning",
     "retrieval": "retrieval",
+    "late_interaction": "late_interaction",
     "masked_lm": "language_model",
     "efficiency": "efficiency",
 }

@@ -85,9 +85,9 @@ class _OfTexts(_FineTuned):
     """A task on a text, or on a pair of texts."""
 
     text: str = "text"
-    """Column of the text."""
+    """Column of the text; of several, `a+b`, joined by a space."""
     pair: str | None = None
-    """Column of the second text, of a pair."""
+    """The same of the second text, of a pair."""
     label: str = "label"
     """Column of what is to be found."""
     start: str | None = None
@@ -127,33 +127,107 @@ class TokenClassification(_FineTuned):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """Documents found for queries by the cosine of their vectors, the mean of their tokens."""
+class _Search:
+    """Documents found for queries: one's own, or mteb's sets."""
 
-    name: Literal["retrieval"]
-    queries: str
-    """Rows with `id` and `text`."""
-    documents: str
-    """Rows with `id`, `text` and perhaps `title`."""
-    relevance: str
-    """Rows with `query`, `document` and a `score` of whole numbers (1 if there is none)."""
+    queries: str | None = None
+    """Rows with `id` and `text`; `_id` is taken too."""
+    documents: str | None = None
+    """Rows with `id` (or `_id`), `text` and perhaps `title`."""
+    relevance: str | None = None
+    """Rows with `query`, `document` (or `query-id`, `corpus-id`) and a `score` of whole numbers (1
+    if there is none)."""
+    mteb: list[str] = field(default_factory=list)
+    """Instead of these, retrieval tasks of mteb, whose mean is reported: `NAME`, `NAME/SUBSET`,
+    `NAME:SPLIT` or both, such as `MultiLongDocRetrieval/en:test`."""
     validation: dict[str, str] | None = None
     """Other `queries`, `documents` and `relevance`, which choose the point of the grid."""
+    validation_mteb: list[str] = field(default_factory=list)
+    """The same of mteb. Without anything else to be asked, validation is what is reported."""
     train: str | None = None
-    """Rows with `query`, `positive` and perhaps `negative`. None: the model as it is."""
+    """Rows with `query` (or `anchor`), `positive` and perhaps `negative` or `negative_1` ... None:
+    nothing is trained."""
+    train_queries: str | None = None
+    """Rows with `id` (or `query_id`) and `text`: then `train` has ids, in the columns of
+    `relevance`, or a teacher's scores of them."""
+    train_documents: str | None = None
+    """Rows with `id` (or `document_id`) and `text`."""
+    train_rows: int | None = None
+    """At most this many rows of `train`, drawn at random, the same for all models and points."""
+    start: str | None = None
+    """Another task of this kind in the suite, whose best model this one starts from."""
     max_tokens: int = 256
     training: Training = field(default_factory=Training)
     minibatch: int = 32
     """Texts in memory at a time; the whole batch are one another's negatives."""
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens, None, ["ndcg_at_10"])
+        _check(self.max_tokens, self.train_rows, ["ndcg_at_10"], "train_rows")
+        own = [self.queries, self.documents, self.relevance]
         problems = []
-        parts = {"queries", "documents", "relevance"}
-        if self.validation is not None and set(self.validation) != parts:
-            problems.append(f"validation: names {', '.join(sorted(parts))}, all three")
-        if self.train is not None and self.validation is None and len(grid(self.training, 0)) > 1:
+        if any(own) and not all(own):
+            for name, where in zip(("queries", "documents", "relevance"), own, strict=True):
+                if where is None:
+                    problems.append(f"{name}: missing, and required beside the others")
+        if any(own) and self.mteb:
+            problems.append("mteb: and queries, documents, relevance are two tasks; make two")
+        if self.validation is not None and set(self.validation) != set(SEARCHED):
+            problems.append(f"validation: names {', '.join(sorted(SEARCHED))}, all three")
+        if self.validation is not None and self.validation_mteb:
+            problems.append("validation_mteb: and validation are two; keep one")
+        validated = self.validation is not None or bool(self.validation_mteb)
+        if not any(own) and not self.mteb and not validated:
+            problems.append("queries: missing; name queries, documents and relevance, or mteb")
+        looked_up = [self.train_queries, self.train_documents]
+        if any(looked_up) and not (all(looked_up) and self.train):
+            problems.append("train: needs both train_queries and train_documents, or neither")
+        if self.train is not None and not validated and len(grid(self.training, 0)) > 1:
             problems.append("validation: missing, and required to choose among points of a grid")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+SEARCHED = ("queries", "documents", "relevance")
+"""What a set of one's own consists of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(_Search):
+    """Documents found for queries by the cosine of their vectors, the mean of their tokens."""
+
+    name: Literal["retrieval"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateInteraction(_Search):
+    """Documents found by a vector a token: the best match of each of the query's, summed (MaxSim).
+
+    Trained on a teacher's scores (KL divergence) where `train` has `query`, `documents` and
+    `scores`, or `query_id`, `document_ids` and `scores` beside the texts; else by contrast.
+    """
+
+    name: Literal["late_interaction"]
+    candidates: int = 32
+    """Documents of a query that a teacher's scores are learned of, the first ones."""
+    train_tokens: int | None = None
+    """Of a document while training. None: `max_tokens`."""
+    query_tokens: int = 32
+    """Of a query: a shorter one is filled with mask tokens, which count; a longer one is cut."""
+    dimensions: int = 128
+    """Of a token's vector, by a projection that is trained. Untrained: the model's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = [
+            f"{name}: must be at least {least}; got {value}"
+            for name, least in (
+                ("candidates", 2),
+                ("train_tokens", 8),
+                ("query_tokens", 8),
+                ("dimensions", 1),
+            )  # fmt: skip
+            if (value := getattr(self, name)) is not None and value < least
+        ]
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -210,21 +284,35 @@ class Efficiency:
             raise ValueError("\n".join(problems))
 
 
-Task = Classification | Regression | TokenClassification | Retrieval | MaskedLm | Efficiency
 Finetuned = Classification | Regression | TokenClassification
+Search = Retrieval | LateInteraction
+Task = Finetuned | Search | MaskedLm | Efficiency
+
+ADDED: dict[str, dict[str, Any]] = {
+    "retrieval": {
+        "mteb": [],
+        "validation_mteb": [],
+        "train_queries": None,
+        "train_documents": None,
+        "train_rows": None,
+        "start": None,
+    }
+}
+"""Keys that a kind got later, with the value that changes nothing: older records stay valid."""
 
 
 def main_metric(task: Task) -> str:
     """The metric that stands for a task in the table."""
     if isinstance(task, Finetuned):
         return task.metrics[0]
-    names = {"retrieval": "ndcg_at_10", "masked_lm": "loss", "efficiency": "tokens_per_second"}
-    return names[task.name]
+    if isinstance(task, Search):
+        return "ndcg_at_10"
+    return {"masked_lm": "loss", "efficiency": "tokens_per_second"}[task.name]
 
 
 def points_of(task: Task, seed: int) -> list[Point]:
     """The grid of a task; one point without coordinates if nothing is trained."""
-    if isinstance(task, Finetuned) or (isinstance(task, Retrieval) and task.train):
+    if isinstance(task, Finetuned) or (isinstance(task, Search) and task.train):
         return grid(task.training, seed)
     return [{}]
 
@@ -249,6 +337,12 @@ def is_seeded(task: Task) -> bool:
     return points_of(task, 0) != [{}]
 
 
+def texts_of(task: Classification | Regression) -> list[str]:
+    """The columns that a task on texts reads: of the texts, and of what is to be found."""
+    joined = [task.text, *([task.pair] if task.pair else [])]
+    return [*(column for text in joined for column in text.split("+")), task.label]
+
+
 def splits_of(task: Task) -> dict[str, str]:
     """The files and data sets that a task reads, by the key that names each."""
     if isinstance(task, Finetuned):
@@ -257,20 +351,21 @@ def splits_of(task: Task) -> dict[str, str]:
             "validation": task.validation,
             "test": task.test,
         }
-    elif isinstance(task, Retrieval):
-        named = {key: getattr(task, key) for key in ("queries", "documents", "relevance", "train")}
+    elif isinstance(task, Search):
+        keys = (*SEARCHED, "train", "train_queries", "train_documents")
+        named = {key: getattr(task, key, None) for key in keys}
         named |= {f"validation.{key}": path for key, path in (task.validation or {}).items()}
     else:
         named = {}
     return {key: path for key, path in named.items() if path is not None}
 
 
-def _check(max_tokens: int, limit: int | None, metrics: Sequence[str]) -> None:
+def _check(max_tokens: int, limit: int | None, metrics: Sequence[str], name: str = "limit") -> None:
     problems = []
     if max_tokens < 8:
         problems.append(f"max_tokens: must be at least 8; got {max_tokens}")
     if limit is not None and limit < 1:
-        problems.append(f"limit: must be at least 1; got {limit}")
+        problems.append(f"{name}: must be at least 1; got {limit}")
     if not metrics:
         problems.append("metrics: is empty; name the one to report")
     if problems:

@@ -20,6 +20,7 @@ from tessera.evaluation.tasks.config import (
     Regression,
     TokenClassification,
     main_metric,
+    texts_of,
 )
 from tessera.evaluation.tasks.loading import load_tokenizer, load_with_head
 from tessera.evaluation.tasks.memory import halving
@@ -211,8 +212,7 @@ def _quiet() -> None:
 
 
 def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
-    columns = [task.text, *([task.pair] if task.pair else []), task.label]
-    rows = _rows(task, columns)
+    rows = _rows(task, texts_of(task))
     nothing = np.zeros(0, dtype=np.int64)
     if isinstance(task, Classification):
         names = _classes(row[task.label] for row in rows["train"])
@@ -249,8 +249,10 @@ def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
 def _encoded(
     task: Classification | Regression, tokenizer: Any, rows: Sequence[Row], labels: Sequence[Any]
 ) -> list[Example]:
-    texts = [str(row[task.text]) for row in rows]
-    pairs = [str(row[task.pair]) for row in rows] if task.pair else None
+    texts, pairs = (
+        [" ".join(str(row[column]) for column in name.split("+")) for row in rows] if name else None
+        for name in (task.text, task.pair)
+    )
     encoded = tokenizer(texts, pairs, truncation=True, max_length=task.max_tokens)
     return [
         {**{name: encoded[name][place] for name in encoded}, "labels": label}

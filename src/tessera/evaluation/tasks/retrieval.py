@@ -4,18 +4,17 @@ Trained, if there are pairs, by contrast with the other documents of its batch a
 (`CachedMultipleNegativesRankingLoss`): the published recipe, with rates chosen on validation.
 """
 
-import logging
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tessera.evaluation.jobs.records import Job, Outcome
-from tessera.evaluation.tasks.config import Retrieval
+from tessera.evaluation.tasks.benchmarks import judged, open_benchmarks, quiet
+from tessera.evaluation.tasks.config import Retrieval, Search
 from tessera.evaluation.tasks.loading import check_finite
 from tessera.evaluation.tasks.memory import halving
-from tessera.evaluation.tasks.tables import read_split
-
-_SCORES = ("ndcg_at_10", "recall_at_10", "mrr_at_10", "map_at_100")
+from tessera.evaluation.tasks.tables import COLUMNS, DRAWN, open_table
 
 
 def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
@@ -34,36 +33,140 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
 
     task = job.task
     assert isinstance(task, Retrieval)
-    _quiet()
+    quiet()
     notes: list[str] = []
-    parts = {"test": {key: getattr(task, key) for key in ("queries", "documents", "relevance")}}
-    if task.validation is not None:
-        parts["validation"] = task.validation
-    data = {split: _data(where, notes) for split, where in parts.items()}
+    opened = open_benchmarks(task, notes)
+    pairs = open_pairs(task, notes) if task.train is not None else None
 
     def attempt(minibatch: int) -> Any:
         # The mean of the tokens' vectors: what a masked-LM folder gets, said in full.
         model = SentenceTransformer(job.model.folder, device=device, trust_remote_code=False)
         check_finite(job.model, model)
-        model.max_seq_length = task.max_tokens
-        if task.train is not None:
-            _train(job, task, model, minibatch, device, scratch)
-        return model, {
-            split: _scores(split, content, model, minibatch) for split, content in data.items()
-        }
+        model.max_seq_length = longest(model, task.max_tokens, notes)
+        if pairs is not None:
+            _train(job, task, model, pairs, minibatch, device, scratch)
+        return model, judged(opened, model, minibatch, device)
 
-    model, scores = halving(attempt, task.minibatch, notes)
+    model, outcome = halving(attempt, task.minibatch, notes)
     if kept is not None:
         model.save(str(kept))
-    validation = scores.get("validation", scores["test"])
-    return Outcome(scores=scores["test"], validation=validation, split="test", notes=notes)
+    return replace(outcome, notes=list(dict.fromkeys(notes)))
+
+
+def longest(model: Any, asked: int, notes: list[str]) -> int:
+    """Tokens of the longest text: as asked, or as the model can take."""
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    own = min(
+        getattr(config, "max_position_embeddings", None) or asked,
+        getattr(model.tokenizer, "model_max_length", None) or asked,
+    )
+    if own < asked:
+        notes.append(f"texts are cut at {own} tokens, where the model ends, not at {asked}")
+    return min(own, asked)
+
+
+def open_pairs(task: Search, notes: list[str]) -> Any:
+    """A `datasets.Dataset` of `anchor`, `positive` and all columns of negatives.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    assert task.train is not None
+    if task.train_queries is not None:
+        return _pairs_of_ids(task)
+    table = open_table(task.train, COLUMNS["train"], task.train_rows)
+    named = [n for n in table.column_names if n == "negative" or n.startswith("negative_")]
+    negatives = []
+    for name in named:
+        empty = table.data.column(name).null_count
+        if empty:
+            notes.append(
+                f"{task.train}: column '{name}' is not used, {empty} of its rows are empty"
+            )
+        else:
+            negatives.append(name)
+    table = table.select_columns(["query", "positive", *negatives])
+    return table.rename_column("query", "anchor")
+
+
+def _pairs_of_ids(task: Search) -> Any:
+    from sentence_transformers.util import resolve_ids
+
+    assert task.train is not None
+    table = open_table(task.train, COLUMNS["relevance"])
+    if "score" in table.column_names:
+        table = table.filter(
+            lambda score: float(score) > 0, input_columns="score", keep_in_memory=True
+        )
+    if task.train_rows is not None and task.train_rows < len(table):
+        table = table.shuffle(seed=DRAWN, keep_in_memory=True).select(range(task.train_rows))
+    table = table.select_columns(["query", "document"])
+    table = table.rename_columns({"query": "anchor_id", "document": "positive_id"})
+    queries, documents = lookups(task)
+    looked_up = resolve_ids({"anchor_id": queries, "positive_id": documents})
+    try:
+        return table.map(
+            looked_up,
+            batched=True,
+            remove_columns=table.column_names,
+            keep_in_memory=True,
+            new_fingerprint=uuid4().hex,  # by itself it would be a hash of all texts
+        )
+    except KeyError as error:
+        raise ValueError(f"{task.train}: {error.args[0]}") from None
+
+
+def lookups(task: Search) -> list[tuple[Any, str, str]]:
+    """The texts of queries and of documents that `train` names by ids, as `resolve_ids` takes them.
+
+    Raises:
+        ValueError: they cannot be read, or two have one id.
+    """
+    found = []
+    for key in ("train_queries", "train_documents"):
+        where = getattr(task, key)
+        table = open_table(where, COLUMNS[key])
+        count = len(table.unique("id"))
+        if count < len(table):
+            raise ValueError(f"{where}: {len(table)} rows, but only {count} different ids")
+        found.append((table, "id", "text"))
+    return found
+
+
+def arguments_of(
+    job: Job, device: str, scratch: Path, batch: int, accumulated: int = 1
+) -> dict[str, Any]:
+    """What the trainers of sentence-transformers are told, alike for all."""
+    assert isinstance(job.task, Search)
+    settings = job.task.training
+    return {
+        "output_dir": str(scratch / "trainer"),
+        "learning_rate": job.point["lr"],
+        "weight_decay": job.point["weight_decay"],
+        "num_train_epochs": job.point["epochs"],
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulated,
+        "adam_beta1": settings.betas[0],
+        "adam_beta2": settings.betas[1],
+        "adam_epsilon": settings.eps,
+        "warmup_steps": settings.warmup,
+        "lr_scheduler_type": "linear",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "bf16": device == "cuda",
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 def _train(
-    job: Job, task: Retrieval, model: Any, minibatch: int, device: str, scratch: Path
+    job: Job, task: Retrieval, model: Any, pairs: Any, minibatch: int, device: str, scratch: Path
 ) -> None:
     import transformers
-    from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
@@ -72,121 +175,14 @@ def _train(
         CachedMultipleNegativesRankingLoss,
     )
 
-    assert task.train is not None
     transformers.set_seed(job.seed)
-    rows = read_split(task.train, ["query", "positive"])
-    columns = {"anchor": "query", "positive": "positive"}
-    if all(row.get("negative") for row in rows):
-        columns["negative"] = "negative"
-    settings = task.training
-    pairs = Dataset.from_dict(
-        {name: [str(row[column]) for row in rows] for name, column in columns.items()}
-    )
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(scratch / "trainer"),
-        learning_rate=job.point["lr"],
-        weight_decay=job.point["weight_decay"],
-        num_train_epochs=job.point["epochs"],
-        per_device_train_batch_size=settings.batch,
-        adam_beta1=settings.betas[0],
-        adam_beta2=settings.betas[1],
-        adam_epsilon=settings.eps,
-        warmup_steps=settings.warmup,
-        lr_scheduler_type="linear",
-        batch_sampler="no_duplicates",
-        save_strategy="no",
-        logging_strategy="no",
-        seed=job.seed,
-        data_seed=job.seed,
-        bf16=device == "cuda",
-        use_cpu=device == "cpu",
-        report_to=[],
-        disable_tqdm=True,
+        **arguments_of(job, device, scratch, task.training.batch), batch_sampler="no_duplicates"
     )
     loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=minibatch)
-    SentenceTransformerTrainer(model=model, args=arguments, train_dataset=pairs, loss=loss).train()
-    model.eval()
-
-
-def _data(where: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
-    """Queries, documents and what is relevant, as mteb takes them."""
-    queries = read_split(where["queries"], ["id", "text"])
-    documents = read_split(where["documents"], ["id", "text"])
-    known = [{str(row["id"]) for row in rows} for rows in (queries, documents)]
-    relevant: dict[str, dict[str, int]] = {}
-    strangers = 0
-    for row in read_split(where["relevance"], ["query", "document"]):
-        query, document = str(row["query"]), str(row["document"])
-        if query not in known[0] or document not in known[1]:
-            strangers += 1
-            continue
-        relevant.setdefault(query, {})[document] = int(row.get("score", 1))
-    if strangers:
-        notes.append(
-            f"{where['relevance']}: {strangers} lines name queries or documents that are not there"
-        )
-    if not relevant:
-        raise ValueError(f"{where['relevance']}: names no query and document that are there")
-    silent = len(known[0] - set(relevant))
-    if silent:
-        notes.append(f"{where['queries']}: {silent} queries without a relevant document, left out")
-    return {
-        "queries": [{"id": str(row["id"]), "text": str(row["text"])} for row in queries],
-        "documents": [
-            {"id": str(row["id"]), "title": str(row.get("title") or ""), "text": str(row["text"])}
-            for row in documents
-        ],
-        "relevant": relevant,
-    }
-
-
-def _scores(split: str, data: Mapping[str, Any], model: Any, minibatch: int) -> dict[str, float]:
-    """Score by mteb's own task, evaluator and search."""
-    import mteb
-    from datasets import Dataset
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    class OwnRetrieval(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name="OwnRetrieval",
-            description="Queries and documents of one's own.",
-            dataset={"path": "own/files", "revision": "1"},
-            type="Retrieval",
-            category="t2t",
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-        )
-
-        def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-            self.dataset = {
-                "default": {
-                    "test": {
-                        "queries": Dataset.from_list(data["queries"]),
-                        "corpus": Dataset.from_list(data["documents"]),
-                        "relevant_docs": data["relevant"],
-                        "top_ranked": None,
-                    }
-                }
-            }
-            self.data_loaded = True
-
-    results = mteb.evaluate(
-        model,
-        OwnRetrieval(),
-        cache=None,
-        encode_kwargs={"batch_size": minibatch, "show_progress_bar": False},
-        show_progress_bar=False,
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=pairs, loss=loss
     )
-    (scores,) = results.task_results[0].scores["test"]
-    return {name: float(scores[name]) for name in _SCORES}
-
-
-def _quiet() -> None:
-    from transformers.utils import logging as theirs
-
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    for name in ("mteb", "sentence_transformers", "accelerate", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    model.eval()
