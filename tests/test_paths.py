@@ -255,6 +255,14 @@ def test_extends_is_a_path_too(scratch):
         ["evaluate", "PLACE", "--fill", "x"],
         ["evaluate", "there", "--config", "PLACE"],
         ["batches", "PLACE"],
+        ["data", "inspect", "PLACE"],
+        ["data", "inspect", "there", "--tokenizer", "PLACE"],
+        ["data", "convert", "PLACE", "--column", "x", "--tokenizer", "there", "--out", "x"],
+        ["data", "convert", "there", "--column", "x", "--tokenizer", "PLACE", "--out", "x"],
+        ["data", "convert", "there", "--column", "x", "--tokenizer", "there", "--out", "PLACE"],
+        ["import", "there", "--out", "x.pt", "--extend-tokenizer", "PLACE"],
+        ["init", "PLACE", "--out", "x.yaml"],
+        ["init", "there", "--out", "PLACE"],
     ],
     ids=" ".join,
 )
@@ -267,11 +275,12 @@ def test_a_command_refuses_a_place_and_makes_no_folder(command, place, scratch, 
     assert sorted(os.listdir(scratch)) == before
 
 
-@pytest.mark.parametrize("script", ["tokenize", "train_tokenizer", "harvest"])
+@pytest.mark.parametrize("script", ["tokenize", "clean", "train_tokenizer", "harvest"])
 def test_preparation_refuses_a_place_and_makes_no_folder(script, scratch):
     path = tiny_run.REPOSITORY / "data_prep" / f"{script}.py"
+    option, more = ("--work", ["x=there"]) if script == "clean" else ("--out", [])
     for place in ("s4://b/x", "$UNSET/x"):
-        command = [sys.executable, str(path), "--out", place]
+        command = [sys.executable, str(path), *more, option, place]
         done = subprocess.run(command, capture_output=True, text=True, env=tiny_run.environment())
         assert done.returncode == 2 and place.split("/")[0] in done.stderr, done.stderr
         assert "Traceback" not in done.stderr

@@ -120,6 +120,10 @@ class Place:
                 "config.yaml and logs; give them in the environment or in ~/.aws/credentials"
             )
         if scheme == "file" and self.local:
+            if slashes == "//" and not rest.startswith("/"):
+                raise ValueError(
+                    f"'{text}': expected file:///folder, from the root of this machine"
+                )
             return "/" + rest.lstrip("/")
         if self.schemes is not None and scheme not in self.schemes:
             raise ValueError(f"'{text}': {self._refusal(scheme)}")

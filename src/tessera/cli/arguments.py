@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tessera import fetch
 from tessera.config import ConfigError, load
 from tessera.fetch import Wanted
-from tessera.paths import LOCAL
+from tessera.paths import LOCAL, Place
 
 if TYPE_CHECKING:
     from tessera.evaluation.jobs.plan import Cell
@@ -78,8 +78,17 @@ def written(option: str, path: str) -> Path:
     Raises:
         ConfigError: it is somewhere else.
     """
+    return Path(placed(option, path, LOCAL))
+
+
+def placed(option: str, path: str, place: Place) -> str:
+    """A path that an option names, expanded.
+
+    Raises:
+        ConfigError: it is where this option's cannot be.
+    """
     try:
-        return Path(LOCAL.parse(path))
+        return place.parse(path)
     except ValueError as error:
         raise ConfigError(f"{option}: {error}") from None
 

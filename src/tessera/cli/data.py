@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tessera.cli.arguments import placed, written
 from tessera.config import ConfigError
+from tessera.paths import LOCAL, SHARDS, SOURCE, is_remote
 
 if TYPE_CHECKING:
     from tessera.tokenizer import Tokenizer
@@ -45,20 +47,24 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: the path is not what it should be; says what to do.
     """
-    folders = _folders(options.path)
-    if options.data_command == "convert":
+    converting = options.data_command == "convert"
+    path = placed("PATH", options.path, LOCAL if converting else SHARDS)
+    named = options.tokenizer and placed("--tokenizer", options.tokenizer, SOURCE)
+    if converting:
+        out = str(written("--out", options.out))
+        folders = _folders(path)
+
         from tessera.data.conversion import convert
 
-        for line in convert(
-            folders, options.out, options.tokenizer, column=options.column, dtype=options.dtype
-        ):
+        for line in convert(folders, out, named, column=options.column, dtype=options.dtype):
             print(line, flush=True)
         return
+    folders = _folders(path)
     tokenizer = None
-    if options.tokenizer is not None:
+    if named is not None:
         from tessera.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer = load_tokenizer(named)
     elif options.adopt:
         tokenizer = _ask_for_tokenizer(options.path)
     for number, folder in enumerate(folders):
@@ -70,9 +76,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _folders(path: str) -> list[str]:
     """The folders of shards that a path means, found out before anything heavy is imported."""
-    if "://" in path:
+    if is_remote(path):
         return [path]
-    here = Path(path).expanduser()
+    here = Path(path)
     if not here.exists():
         raise ConfigError(f"{path}: there is no such file or folder")
     from tessera.data.inspection import folders_of_shards
@@ -110,7 +116,7 @@ def _lines(path: str, tokenizer: "Tokenizer | None", *, adopting: bool) -> Itera
     from tessera.data.sources.special_tokens import Framing
 
     yield path
-    if "://" not in path:
+    if not is_remote(path):
         index = inspection.read_index(Path(path))
         if converted := inspection.conversion(index, path):
             problem, command = converted

@@ -4,8 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from tessera.cli.arguments import at_least, existing, written
+from tessera.cli.arguments import at_least, existing, placed, written
 from tessera.config import ConfigError
+from tessera.paths import RUN, SOURCE
 
 HELP = "Write a YAML for your own shards, size and hardware, ready to check and run."
 
@@ -19,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", choices=["tiny", "base", "large"], help="default: what the text is enough for")
     add("--gpu", metavar="NAME", help="h100, 4090 ...; default: a CPU")
     add("--world-size", type=int, default=1, metavar="N", help="GPUs in all")
-    add("--run-folder", metavar="FOLDER", help="default: runs/NAME/phase1, NAME of the YAML")
+    add(
+        "--run-folder",
+        metavar="FOLDER",
+        help="default: runs/NAME/phase1, NAME of the YAML",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -37,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}")
     folder = existing(options.folder)
+    tokenizer = options.tokenizer or os.path.join(options.folder, "tokenizer")
+    run_folder = options.run_folder or str(Path("runs") / out.stem / "phase1")
 
     import yaml
 
@@ -46,11 +53,11 @@ def run(options: argparse.Namespace) -> None:
 
     plain, reasons = first_yaml(
         folder,
-        options.tokenizer or os.path.join(options.folder, "tokenizer"),
+        placed("--tokenizer", tokenizer, SOURCE),
         size=options.size,
         gpu=None if options.gpu is None else gpu_of(options.gpu),
         world_size=world_size,
-        run_folder=options.run_folder or str(Path("runs") / out.stem / "phase1"),
+        run_folder=placed("--run-folder", run_folder, RUN),
     )
     text = "".join(f"# {reason}.\n" for reason in reasons)
     write_whole(out, (text + yaml.safe_dump(plain, sort_keys=False)).encode())

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tessera.data.preparation.executors.executor import ExecutorConfig
 from tessera.data.preparation.formats.tables import Quoting
+from tessera.paths import LocalPath
 from tessera.quantities import ByteSize
 
 _SMALLEST, _LARGEST = 1000, 2**31
@@ -167,7 +168,7 @@ class CleanConfig:
     """Take all files together, whatever they are called."""
     part_size: ByteSize = ByteSize(64 * 10**6)
     """Input that a worker takes at a time: what is lost when it is killed."""
-    work: str | None = None
+    work: LocalPath | None = None
     """Folder for what passes between the stages, on a disk that all machines share; about a third
     of the size of the text. None: `work` in a local `out`, else `runs/preparation`."""
     overwrite: bool = False

@@ -56,7 +56,7 @@ def clean(config: CleanConfig) -> int:
         return 0
     for source in corpus.inputs.values():
         source.check_first_records()
-    base = shared_folder(config.out, config.work and places.expanded(config.work))
+    base = shared_folder(config.out, config.work)
     stage = _Stages(config, WorkFolder(base.absolute() / "work" / fingerprint), fingerprint)
     evaluation_texts = _index_evaluation_texts(config, stage.folder)
     plans.begin(config, corpus, fingerprint)

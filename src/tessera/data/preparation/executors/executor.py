@@ -28,7 +28,7 @@ from tessera.data.preparation.executors.local import (
     lost,
     one_by_one,
 )
-from tessera.paths import is_remote
+from tessera.paths import LocalPath, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ExecutorConfig:
     """Jobs that a cluster is given; each does its share of the parts. None: 64, or one a part."""
     workers: int | None = None
     """Processes here, or jobs at a time on a cluster. None: one a core here, no limit there."""
-    logs: str | None = None
+    logs: LocalPath | None = None
     """Folder for what jobs say, on a disk that all machines share. None: `logs` in a local `out`,
     else `runs/preparation`."""
     partition: str = "cpu"
