@@ -222,6 +222,14 @@ def test_a_bucket_that_is_read_only_is_found_before_training(s3, tmp_path):
         remote_run.open_remote(config(tmp_path), print)
 
 
+def test_a_lease_that_was_deleted_is_not_called_a_takeover(s3):
+    store = S3Store(PLACE)
+    lease, _ = acquire(store, 60.0)
+    store.delete(["lease.json"])
+    with pytest.raises(LeaseLost, match="lease.json is gone from .*: somebody deleted it"):
+        lease.renew()
+
+
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
@@ -238,6 +246,33 @@ def test_check_and_main_name_the_key_of_a_missing_bucket(key, changes, s3, tmp_p
     done = tiny_run.start(path)
     said, _ = done.communicate(timeout=120)
     assert done.returncode == 2 and "there is no bucket" in said and "Traceback" not in said
+
+
+def test_check_reads_the_index_of_a_source_that_is_elsewhere(s3, tmp_path, capsys):
+    corpus = tiny_run.make_corpus(tmp_path / "corpus", documents=20)
+    for path in (corpus / "web").rglob("*.*"):
+        key = f"data/web/{path.relative_to(corpus / 'web')}"
+        s3.client().put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    hostile = b'{"shards": [{"format": "mds", "raw_data": {"basename": "../../x", "bytes": 1}}]}'
+    s3.client().put_object(Bucket=BUCKET, Key="bad/train/index.json", Body=hostile)
+    places = {
+        f"s3://{BUCKET}/data/web": None,
+        str(corpus / "web"): None,
+        f"s3://{BUCKET}/nothing": f"s3://{BUCKET}/nothing/train holds no index.json",
+        "s3://no-such-bucket/web": "there is no bucket",
+        f"s3://{BUCKET}/bad": "is not an index of MDS shards",
+        str(tmp_path / "nothing"): "does not exist",
+    }
+    for number, (place, problem) in enumerate(places.items()):
+        plain = tiny_run.settings(corpus, tmp_path / "run")
+        source = plain["train_data"]["sources"]["web"]
+        source |= {"remote": place, "local": str(tmp_path / f"cache{number}")}
+        status = main(["check", str(tiny_run.write_yaml(tmp_path / "r.yaml", plain))])
+        said = capsys.readouterr()
+        assert status == (2 if problem else 0), said.err
+        if problem:
+            assert "train_data.sources.web" in said.err and problem in said.err
+        assert not (tmp_path / f"cache{number}").exists()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,11 @@ def test_a_link_out_of_a_cache_is_not_followed(tmp_path):
     assert not any(outside.iterdir())
     (cache / "part").unlink()
     assert len(open_source(cache, remote, split="").document(0, 0))
+    publish(remote / "train", chunks())
+    (cache / "train").symlink_to(outside)  # the folder of a split itself
+    with pytest.raises(ValueError, match="is a link that leads out of the cache"):
+        open_source(cache, remote, split="train")
+    assert not any(outside.iterdir())
 
 
 def test_no_code_of_others_is_asked_for():

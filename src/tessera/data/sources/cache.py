@@ -30,6 +30,20 @@ _PREFETCH_THREADS = 2
 _LOOK_AGAIN_SECONDS = 0.01
 
 
+def refuse_links_out(source: str, folder: Path, below: str) -> None:
+    """Refuse a folder of a cache which is, or is below, a link to elsewhere: files would go there.
+
+    Raises:
+        ValueError: naming the source, the link and where it leads.
+    """
+    place = Path(os.path.realpath(folder / below))
+    if not place.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(
+            f"source '{source}': {folder / below} is a link that leads out of the cache, to "
+            f"{place}; remove it, or set `local` to a new folder"
+        )
+
+
 class ShardCache:
     """Fetches shards into `folder`, and evicts others before, to stay within a limit.
 
@@ -76,12 +90,7 @@ class ShardCache:
         self._prefetcher: Prefetcher | None = None
         self._warned = False
         for parent in {os.path.dirname(shard.raw.basename) for shard in shards}:
-            place = Path(os.path.realpath(folder / parent))
-            if not place.is_relative_to(os.path.realpath(folder)):
-                raise ValueError(
-                    f"source '{source}': {folder / parent} is a link that leads out of the cache, "
-                    f"to {place}; remove it, or set `local` to a new folder"
-                )
+            refuse_links_out(source, folder, parent)
         largest = max((_bytes_to_fetch(shard) for shard in shards), default=0)
         if limit_bytes is not None and limit_bytes < 4 * largest:
             raise ValueError(

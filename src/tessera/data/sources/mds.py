@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tessera.data.config import SourceConfig
-from tessera.data.sources.cache import ShardCache
+from tessera.data.sources.cache import ShardCache, refuse_links_out
 from tessera.data.sources.download import FetchFailed, read_remote_file
 from tessera.data.sources.locks import CacheError, FolderLocks
 from tessera.data.sources.mds_shard import (
@@ -78,6 +78,8 @@ class MdsDocuments:
             remote = os.path.join(remote, split).rstrip("/")
             if os.path.realpath(remote) == os.path.realpath(self.folder):
                 remote = None
+        if remote is not None:
+            refuse_links_out(name, Path(local), split)
         self._remote, self._attempts, self._vocab_size = remote, attempts, vocab_size
         self._index = self._read_index() if remote is None else self._read_remote_index(remote)
         shards = self._index.shards

@@ -1,10 +1,14 @@
 """What can be known about a phase's sources before it runs: faults, and what is hardly meant."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from tessera.data.config import SourceConfig
+from tessera.data.sources.mds_shard import INDEX, parse_index
 from tessera.data.sources.source import Documents, open_source
 from tessera.data.supply import Reading
+from tessera.object_store import open_store
+from tessera.paths import is_remote, scheme_of
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer
 
@@ -53,21 +57,22 @@ def source_problems(
         opened: each split is put here by name and split, for whoever looks into it next.
         whole: whether no shard may be passed over.
     """
+    named = [split for split in splits if split is not None]
     if source.remote is not None:
-        return []
+        return _remote_problems(key, name, source, named)
     found = []
-    for split in filter(lambda split: split is not None, splits):
+    for split in named:
         try:
-            documents = open_source(name, source, split or "", None)
+            documents = open_source(name, source, split, None)
         except ValueError as error:
             found.append(f"{key}: {error}")
             if not Path(source.local).exists():
                 break  # the other split is missing with the whole folder
             continue
         if opened is not None:
-            opened[name, split or ""] = documents
+            opened[name, split] = documents
         made_by = documents.tokenizer_fingerprint
-        folder = Path(source.local) / (split or "")
+        folder = Path(source.local) / split
         if tokenizer is not None and made_by not in (None, tokenizer.fingerprint):
             found.append(
                 f"{key}: the shards in {folder} were made with another tokenizer than "
@@ -77,6 +82,30 @@ def source_problems(
         if whole and (lacking := documents.lacking()):
             found.append(f"{key}: {lacking}; copy them again, or name the remote they are at")
     return found
+
+
+def _remote_problems(key: str, name: str, source: SourceConfig, splits: list[str]) -> list[str]:
+    """What keeps a remote's index from being read, asked where that takes a moment.
+
+    Of other object stores, which Streaming reads through libraries of their own, and of a remote
+    whose index is in the cache already, nothing is asked: training goes on with what is there.
+    """
+    assert source.remote is not None
+    for split in splits:
+        if (Path(source.local) / split / INDEX).is_file():
+            continue
+        place = f"{source.remote}/{split}".rstrip("/")
+        try:
+            if not is_remote(source.remote):
+                open_source(name, replace(source, local=source.remote, remote=None), split, None)
+            elif scheme_of(source.remote) == "s3":
+                content = open_store(place).read(INDEX)
+                if content is None:
+                    raise ValueError(f"{place} holds no {INDEX}; correct `remote` or `split`")
+                parse_index(content.content, f"{place}/{INDEX}")
+        except ValueError as error:
+            return [f"{key}: {error}"]
+    return []
 
 
 def one_document_is_all(name: str, documents: Documents) -> str | None:

@@ -89,8 +89,13 @@ class Lease:
             self._version = self._store.write(LEASE, _encode(terms), replaces=self._version)
         except Conflict:
             found = self._store.read(LEASE)
-            theirs = _decode(found) if found is not None else None
-            if found is None or theirs is None or theirs.holder != terms.holder:
+            if found is None:
+                raise LeaseLost(
+                    f"{LEASE} is gone from {self._store.place}: somebody deleted it, or all that "
+                    "was there"
+                ) from None
+            theirs = _decode(found)
+            if theirs is None or theirs.holder != terms.holder:
                 who = f"a run on {theirs.host}" if theirs is not None else "somebody"
                 raise LeaseLost(
                     f"{self._store.place} was taken over by {who}, because nothing was heard from "
