@@ -5,7 +5,7 @@ FLOOR := .venv-floor
 DEMO := runs/demo
 END := checkpoints/complete.yaml
 
-.PHONY: setup demo demo-anneal demo-eval test test-all test-floor check fuzz soak gpu versions clean
+.PHONY: setup demo demo-anneal demo-eval test test-all test-floor check docs fuzz soak gpu versions clean
 
 setup: $(VENV)/.installed
 
@@ -97,6 +97,15 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in docs/site. A dead link is an error; with --quiet it would not be, MkDocs counts what it logs.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+	@echo 'site         docs/site/index.html'
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
+	touch $@
 
 # Random edits of every file a user may have; a minute unless told otherwise.
 #   make fuzz SECONDS=600 SEED=7        make fuzz SEED=7 ONLY=1234

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # tokenize.py, beside this file, must not hide the standard library's
-    sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
+    sys.path = [
+        entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent
+    ]
 
 import argparse
 import ast

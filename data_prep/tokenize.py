@@ -18,7 +18,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # this file must not hide the standard library's tokenize
-    sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).parent]
+    sys.path = [
+        entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent
+    ]
     os.environ["PYTHONSAFEPATH"] = "1"  # nor in the processes it starts
 
 import argparse

@@ -1,5 +1,6 @@
 """What the READMEs tell people to type exists, and what they tell them to run runs."""
 
+import functools
 import re
 import shlex
 import subprocess
@@ -19,7 +20,11 @@ FILES = [
     REPOSITORY / "CONTRIBUTING.md",
     REPOSITORY / "data_prep" / "README.md",
     REPOSITORY / "src" / "tessera" / "training" / "README.md",
+    REPOSITORY / "yamls" / "cluster" / "README.md",
+    REPOSITORY / "benchmarks" / "README.md",
+    *sorted((REPOSITORY / "docs" / "pages").rglob("*.md")),
 ]
+STARTS = ("tessera", "make", "composer", "python")
 
 
 def blocks(kind, files=FILES):
@@ -30,20 +35,40 @@ def blocks(kind, files=FILES):
 
 
 def commands():
-    """Each command of the shell blocks, continued lines joined and comments left out."""
+    """Each command of shell blocks and of the text, continued lines joined, comments left out.
+
+    Of one in a sentence only its name and options are looked at: the rest may be left out.
+    """
+    found = {}
     for name, block in [*blocks("bash"), *blocks("")]:
         for line in block.replace("\\\n", " ").splitlines():
-            if line.split(" ")[0] in ("tessera", "make", "composer", "python"):
-                words = shlex.split(line, comments=True)
-                yield pytest.param(words, id=f"{name}: {' '.join(words)[:60]}")
+            found[line] = (name, True)
+    for file in FILES:
+        prose = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
+        for span in re.findall(r"`([^`\n]+)`", prose):
+            found.setdefault(span, (file.name, False))
+    for line, (name, is_whole) in found.items():
+        if line.split(" ")[0] in STARTS and " " in line and "..." not in line.split("#")[0]:
+            words = shlex.split(line.rstrip("& "), comments=True)
+            yield pytest.param(words, is_whole, id=f"{name}: {' '.join(words)[:60]}")
 
 
 def is_synopsis(words):
     return any(word[0] in "[|" or word == "..." or word.isupper() for word in words)
 
 
-@pytest.mark.parametrize("words", list(commands()))
-def test_a_command_of_a_readme_exists(words):
+@functools.cache
+def told_by(script):
+    """What a script says of its options; those of benchmarks would import torch first."""
+    if script.startswith("benchmarks/"):
+        return "".join(path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py"))
+    command = [sys.executable, str(REPOSITORY / script), "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("words", "is_whole"), list(commands()))
+def test_a_command_of_a_readme_exists(words, is_whole):
+    options = [option for word in words for option in re.findall(r"^--[\w-]+", word)]
     if words[0] == "make":
         targets = set(
             re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
@@ -52,26 +77,22 @@ def test_a_command_of_a_readme_exists(words):
         asked = {word for word in asked if "=" not in word}
         assert asked - {"|"} <= targets
     elif words[0] == "tessera":
-        if is_synopsis(words):
-            (choices,) = [a for a in parser()._actions if a.dest == "==SUPPRESS=="]
-            options = choices.choices[words[1]].format_help()
-            for word in words:
-                for option in re.findall(r"--[\w-]+", word):
-                    assert option in options
-        else:
+        (choices,) = [a for a in parser()._actions if a.dest == "==SUPPRESS=="]
+        command = choices.choices[words[1]]
+        if is_whole and not is_synopsis(words):
             parser().parse_args(words[1:])
+        else:
+            inner = [a.choices[words[2]] for a in command._actions if isinstance(a.choices, dict)]
+            told = "".join(part.format_help() for part in [command, *inner])
+            written = [option for word in words for option in re.findall(r"--[\w-]+", word)]
+            assert all(option in told for option in written)
     elif words[0] == "python":
-        script = REPOSITORY / words[1]
-        assert script.is_file()
-        help_text = subprocess.run(
-            [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
-        ).stdout
-        for word in words:
-            for option in re.findall(r"^--[\w-]+", word):
-                assert option in help_text, option
+        assert (REPOSITORY / words[1]).is_file()
+        assert all(option in told_by(words[1]) for option in options)
     else:
         paths = [w for w in words if w.endswith(".yaml") and "$" not in w and not w.isupper()]
-        assert all((REPOSITORY / path).is_file() for path in paths)
+        theirs = [path for path in paths if not path.startswith("mine")]
+        assert all((REPOSITORY / path).is_file() for path in theirs)
 
 
 def test_the_yaml_of_ones_own_data_is_right(tmp_path):
@@ -83,24 +104,40 @@ def test_the_yaml_of_ones_own_data_is_right(tmp_path):
     assert set(config.train_data.sources) == {"news", "books"}
 
 
-def test_the_python_of_the_readme_runs(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with what the examples name: a run, its YAML, and the model it became."""
     from tessera.checkpoints import export
 
-    corpus = tiny_run.make_corpus(tmp_path / "corpus", documents=20)
-    run = tmp_path / "run"
-    plain = tiny_run.settings(corpus, run, duration="1ba", evaluation__at_end=False)
+    folder = tmp_path_factory.mktemp("examples")
+    corpus = tiny_run.make_corpus(folder / "corpus", documents=30)
+    plain = tiny_run.settings(corpus, folder / "run", duration="2ba")
     assert tiny_run.train(plain) == 0
-    export(run, tmp_path / "my-model")
-    (block,) = [block for _, block in blocks("python", [REPOSITORY / "README.md"])]
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=tiny_run.environment(),
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"torch\.Size\(\[\d+, 256\]\)", done.stdout)
+    export(folder / "run", folder / "my-model")
+    tiny_run.write_yaml(folder / "phase.yaml", {**plain, "run_folder": "run"})
+    return folder
+
+
+def examples():
+    """The Python of all pages; what imports another framework for long is slow."""
+    for name, block in blocks("python"):
+        heavy = "Trainer" in block or "sentence_transformers" in block
+        first = block.strip().splitlines()[-1][:40]
+        yield pytest.param(block, marks=[pytest.mark.slow] * heavy, id=f"{name}: {first}")
+
+
+@pytest.mark.parametrize("block", list(examples()))
+def test_the_python_of_a_readme_runs(block, trained, monkeypatch, capsys):
+    for package, used_by in (("accelerate", "Trainer"), ("sentence_transformers",) * 2):
+        if used_by in block:
+            pytest.importorskip(package)
+    monkeypatch.chdir(trained)
+    exec(compile(block, "an example", "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    if "output.logits.shape" in block:
+        assert re.search(r"torch\.Size\(\[\d+, 256\]\)", printed)
+    if "exit status" in block:
+        assert "exit status 0" in printed
 
 
 def test_the_map_names_what_is_there():

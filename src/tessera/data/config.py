@@ -122,6 +122,7 @@ class DataConfig:
     block_documents: int = 262_144
     """Documents are shuffled inside blocks of whole shards of about this many documents."""
     shuffle: bool = True
+    """False reads shards and their documents in the order they are stored."""
     seed: int | None = None
     """Order and masks; the run's seed if null."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -172,7 +173,9 @@ class BatchWarmupConfig:
     """The global batch grows in equal steps of rows, each size for the same number of batches."""
 
     initial_rows: int
+    """Rows of the first batches."""
     increment_rows: int
+    """By how many rows the batch grows each time."""
     over: Duration
     """Tokens after which the batch has its full size."""
 
@@ -191,6 +194,7 @@ class BatchConfig:
     """Rows per optimizer step, over all ranks and accumulation steps."""
 
     rows: int
+    """Rows of a global batch: times `train_data.row_tokens`, its token slots."""
     microbatch_rows: int = 1
     """Rows per forward and backward pass on one device. Changes speed and memory, not results."""
     warmup: BatchWarmupConfig | None = None

@@ -14,20 +14,27 @@ class ModelConfig:
     vocab_size: int = 50_368
     """Rows of the embedding. A multiple of 64 is fastest; it may exceed the tokenizer's size."""
     hidden_size: int = 768
+    """Channels of a token between the layers; `num_attention_heads` divides it."""
     intermediate_size: int = 1152
     """Width of each half of the gated feed-forward layer."""
     num_hidden_layers: int = 22
+    """The first is always global; published shapes have a multiple of three, and one more."""
     num_attention_heads: int = 12
+    """Heads of 64 channels are what kernels are made for."""
     local_attention: int = 128
     """Window of the local layers: a token sees those at most `local_attention // 2` away."""
     global_attn_every_n_layers: int = 3
     """Layer i attends globally if i is a multiple of this, else locally."""
     global_rope_theta: float = 160_000.0
+    """Base of the global layers' rotary wavelengths; 10,000 suits documents of 1,024 tokens."""
     local_rope_theta: float = 10_000.0
+    """Base of the local layers' rotary wavelengths."""
     norm_eps: float = 1e-5
+    """Added to the variance in every layer norm."""
     attention_output_dropout: float = 0.1
     """After attention's output projection, in training; no other layer drops anything."""
     initializer_range: float = 0.02
+    """Standard deviation of initial weights; output projections get it over sqrt(2 layers)."""
     initializer_cutoff_factor: float = 2.0
     """Initial weights are cut at this many standard deviations."""
     decoder_bias_init: Literal["zero", "uniform"] = "zero"

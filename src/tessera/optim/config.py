@@ -41,7 +41,9 @@ class StableAdamW:
     lr: float = 8e-4
     """The peak rate, which the schedule multiplies."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """How much of the means of gradients and of their squares a step keeps."""
     eps: float = 1e-6
+    """Added to the root of the mean square."""
     weight_decay: float = 1e-5
     """Per step, not times `lr`: about 1000 times smaller than what AdamW calls weight decay."""
     clip_norm: float | None = None
@@ -66,7 +68,9 @@ class AdamW:
     lr: float = 5e-4
     """The peak rate, which the schedule multiplies."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """How much of the means of gradients and of their squares a step keeps."""
     eps: float = 1e-6
+    """Added to the root of the mean square."""
     weight_decay: float = 0.01
     """A step multiplies a weight by 1 - rate * weight_decay."""
     clip_norm: float | None = 1.0
@@ -89,6 +93,7 @@ class Muon:
     lr: float = 8e-4
     """The peak rate of the matrices, which the schedule multiplies."""
     momentum: float = 0.95
+    """How much of the mean gradient a step keeps."""
     weight_decay: float = 0.01
     """A step multiplies a matrix by 1 - rate * weight_decay."""
     clip_norm: float | None = None

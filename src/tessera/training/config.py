@@ -53,6 +53,7 @@ class EvaluationConfig:
     at_end: bool = True
     """Also evaluate when the phase is complete."""
     masking_rate: float = 0.15
+    """Share of the ordinary tokens to predict, whatever training masks, so that phases compare."""
     max_tokens: int = 2_000_000
     """Real tokens of each source to evaluate on, at most."""
     sources: dict[str, SourceConfig] | None = None
@@ -108,6 +109,7 @@ class TraceConfig:
     after_steps: int = 20
     """Steps of this start before; the first ones compile, and read what is in no cache yet."""
     steps: int = 3
+    """Steps that are watched."""
 
     def __post_init__(self) -> None:
         found = []
@@ -161,11 +163,15 @@ class WandbConfig:
     """
 
     project: str | None = None
-    """Null: W&B's own name for what has none."""
+    """Where the run is listed; null: W&B's own name for what has none."""
     entity: str | None = None
+    """User or team; null: that of the account."""
     group: str | None = None
+    """Such as the phases of one model."""
     tags: tuple[str, ...] = ()
+    """Words to find the run by."""
     mode: Literal["online", "offline", "disabled"] = "online"
+    """`offline` writes under the run folder, for `wandb sync`; `disabled` writes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
