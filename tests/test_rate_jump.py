@@ -98,3 +98,17 @@ def test_check_and_main_name_both_rates_and_the_checkpoint_before_the_decay(tmp_
 
     assert tiny_run.train(longer) == 0
     assert said in capsys.readouterr().err
+
+
+def test_a_duration_shorter_than_what_is_done_is_said_with_the_rate(tmp_path, capfd):
+    corpus = tiny_run.make_corpus(tmp_path / "corpus", documents=40)
+    folder = tmp_path / "run"
+    whole = tiny_run.settings(corpus, folder, **{**DECAYED, "duration": "4_000tok"})
+    assert tiny_run.train_until(whole, 4) == 75
+    short = {**whole, "duration": "1_000tok"}
+    said = "the phase counts as complete, at a learning rate of 0.0015"
+    assert said in describe(decode(RunConfig, short, "test"), "test", 1)
+    capfd.readouterr()
+    assert tiny_run.train(short) == 0
+    assert said in capfd.readouterr().err
+    assert said not in describe(decode(RunConfig, whole, "test"), "test", 1)

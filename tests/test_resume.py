@@ -221,22 +221,8 @@ def test_two_runs_do_not_share_a_folder(corpus, undisturbed, tmp_path, monkeypat
 def test_a_signal_puts_an_evaluation_off_and_the_next_start_makes_up_for_it(
     corpus, undisturbed, tmp_path
 ):
-    from composer.core import Callback
-
-    from tessera.config import decode
-    from tessera.training.config import RunConfig
-    from tessera.training.run import build_run
-
     plain = tiny_run.settings(corpus, tmp_path / "run", **WHOLE_RUN)
-    run = build_run(decode(RunConfig, plain, "test"))
-
-    class Signal(Callback):
-        def after_train_batch(self, state, logger):
-            if int(state.timestamp.batch) == 3:
-                run.stop.signal = signal.SIGTERM
-
-    run.trainer.state.callbacks.insert(0, Signal())
-    assert run.fit() == 75
+    assert tiny_run.train_until(plain, 4) == 75
     assert tiny_run.metrics(tmp_path / "run")[-1]["step"] == 4
     assert tiny_run.metrics(tmp_path / "run", "evaluation") == []
     assert tiny_run.train(plain) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,26 @@ def train(plain: dict) -> int:
     from tessera.training.run import build_run
 
     return build_run(decode(RunConfig, plain, "test")).fit()
+
+
+def train_until(plain: dict, step: int) -> int:
+    """Train in this process; a signal comes while that step is made. Returns the exit status."""
+    from composer.core import Callback, State
+    from composer.loggers import Logger
+
+    from tessera.config import decode
+    from tessera.training.config import RunConfig
+    from tessera.training.run import build_run
+
+    run = build_run(decode(RunConfig, plain, "test"))
+
+    class Signal(Callback):
+        def after_train_batch(self, state: State, logger: Logger) -> None:
+            if int(state.timestamp.batch) == step - 1:
+                run.stop.signal = signal.SIGTERM
+
+    run.trainer.state.callbacks.insert(0, Signal())
+    return run.fit()
 
 
 def read(run_folder: Path, step: int | None = None) -> dict:

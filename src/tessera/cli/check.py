@@ -136,7 +136,7 @@ def _checked(
         ]
     changes: list[str] = []
     if saved is not None:
-        from tessera.training.rate_jump import describe_jump
+        from tessera.training.rate_jump import cut_short, describe_jump
         from tessera.training.resume import data_changes, resumable, skipped_too_late
 
         try:
@@ -147,7 +147,9 @@ def _checked(
         except ValueError as error:
             problems.append(str(error))
         jump = describe_jump(config, saved.run_config, saved.progress)
-        doubts += [jump] if jump and not saved.done(config.duration) else []
+        if saved.done(config.duration):
+            jump = cut_short(config, saved.run_config, saved.progress)
+        doubts += [jump] if jump else []
     begins = _start(config, findings.origin) if saved is None else _continuation(config, saved)
     if taken is not None and taken.keys:
         begins += f"\n{', '.join(taken.keys)}: not in the YAML, as in {taken.place}"

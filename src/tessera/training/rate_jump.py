@@ -88,6 +88,32 @@ def describe_jump(
     )
 
 
+def cut_short(
+    config: RunConfig, before: Mapping[str, Any], progress: Mapping[str, Any]
+) -> str | None:
+    """That a phase counts as complete only because its duration was shortened, and at what rate.
+
+    Args:
+        config: the present one.
+        before: as for `find_jump`.
+        progress: as for `find_jump`.
+    """
+    meant = configuration_of(before)
+    if meant is None or meant.duration.unit != config.duration.unit:
+        return None
+    done = progress[config.duration.counted]
+    if not config.duration.value <= done < meant.duration.value:
+        return None
+    rate = progress.get("lr")
+    return (
+        f"duration: {done:,} {config.duration.unit} of {meant.duration} are done, no less than "
+        f"the {config.duration} that are wanted now: the phase counts as complete"
+        + ("" if rate is None else f", at a learning rate of {float(rate):.3g}")
+        + ", and whatever its schedule had for later is left out. To end it by a decay, give a "
+        "duration beyond what is done"
+    )
+
+
 def before_decay(config: RunConfig, step: int) -> str | None:
     """The newest pinned checkpoint before a step: runs pin the one at which their decay begins."""
     kept = run_folder.checkpoints(config.folder)

@@ -15,6 +15,7 @@ from tessera.training import distributed, run_folder, shutdown
 from tessera.training.config import RunConfig
 from tessera.training.console import say, say_complete, warn
 from tessera.training.preflight import examine
+from tessera.training.rate_jump import cut_short
 from tessera.training.remote.remote_run import RemoteRun, has_begun, open_remote
 from tessera.training.remote.restore import bring_checkpoint
 from tessera.training.shutdown import PREEMPTED, StopRequest, TrainingStopped
@@ -141,7 +142,7 @@ def build_run(config: RunConfig) -> Run:
     with ExitStack() as closing:
         if held is not None:
             closing.callback(held.release)
-            if distributed.world_size() == 1 and held.saved and held.saved.done(config.duration):
+            if distributed.world_size() == 1 and _is_complete(config, held.saved):
                 return Run(config, remote=held.remote, closing=closing.pop_all())
 
         from tessera.training.trainer import build_trainer, prepare_process
@@ -154,7 +155,7 @@ def build_run(config: RunConfig) -> Run:
         prepare_process(config)
         saved = _same_everywhere(config, held)
         remote = held.remote if held is not None else None
-        if saved is not None and saved.done(config.duration):
+        if _is_complete(config, saved):
             return Run(config, remote=remote, closing=closing.pop_all())
         origin = held.origin if held is not None else None
         after_save = remote.saved if remote is not None else (lambda step: None)
@@ -162,6 +163,16 @@ def build_run(config: RunConfig) -> Run:
             config, saved, origin, stop=stop, closing=closing, after_save=after_save
         )
         return Run(config, trainer, stop, remote, closing.pop_all())
+
+
+def _is_complete(config: RunConfig, saved: "Saved | None") -> bool:
+    """Whether nothing is left to do; warns if that is so because the duration was shortened."""
+    if saved is None or not saved.done(config.duration):
+        return False
+    short = cut_short(config, saved.run_config, saved.progress)
+    if short is not None:
+        warn(short)
+    return True
 
 
 def hold(config: RunConfig) -> Held:
