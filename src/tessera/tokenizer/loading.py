@@ -34,6 +34,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 NEEDED_ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 ROLES = (*NEEDED_ROLES, "unk_token", "bos_token", "eos_token")
 _KEPT_SETTINGS = ("padding_side", "truncation_side", "added_tokens_decoder")
+_OLDER_FILES = (
+    *("tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"),
+    "sentencepiece.bpe.model",
+)
+"""Of tokenizers that transformers can make a tokenizer.json of."""
 _HUB_PATIENCE_SECONDS = 5.0
 _MOST_UNUSED_IDS = 2**20
 """Some vocabularies leave ids out; one that leaves out more than this, and more than it has, is not
@@ -290,7 +295,14 @@ def _read_files(name: str) -> dict[str, str]:
     files = _texts(folder)
     if not any(folder.iterdir()):
         raise ValueError(f"tokenizer {name}: the folder is empty; train one, or correct the path")
-    return files if "tokenizer.json" in files else _files_from_transformers(str(folder), name)
+    if "tokenizer.json" in files:
+        return files
+    if not any((folder / name).is_file() for name in _OLDER_FILES):
+        raise ValueError(
+            f"tokenizer {name}: no tokenizer.json there; name the folder of a tokenizer, or train "
+            "one with data_prep/train_tokenizer.py"
+        )
+    return _files_from_transformers(str(folder), name)
 
 
 def _texts(folder: Path) -> dict[str, str]:
@@ -339,7 +351,8 @@ def _files_from_transformers(place: str, name: str, offline: bool = False) -> di
             place, use_fast=True, local_files_only=offline, trust_remote_code=False
         )
     except Exception as error:  # transformers raises whatever the Hub or a parser raised
-        raise ValueError(f"tokenizer {name} cannot be loaded: {error}") from error
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"tokenizer {name} cannot be loaded: {said}") from error
     with tempfile.TemporaryDirectory() as folder:
         loaded.save_pretrained(folder)
         files = {

@@ -170,8 +170,19 @@ class WandbConfig:
     """Such as the phases of one model."""
     tags: tuple[str, ...] = ()
     """Words to find the run by."""
+
     mode: Literal["online", "offline", "disabled"] = "online"
     """`offline` writes under the run folder, for `wandb sync`; `disabled` writes nothing."""
+
+    def __post_init__(self) -> None:
+        found = [
+            f"{key}: is a name, not an address; W&B's server and key come from WANDB_BASE_URL and "
+            "WANDB_API_KEY"
+            for key in ("project", "entity", "group")
+            if set(getattr(self, key) or "") & set("/\\#?%:@")
+        ]
+        if found:
+            raise ValueError("\n".join(found))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _BUFFER_BYTES = 1 << 22
 _ATTEMPTS = 5
 _GLOB = re.compile(r"[*?\[]")
+_GS_PATIENCE_SECONDS = 30
 _BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
 _STAMPS = ("mtime", "LastModified", "last_modified", "updated", "blob_id", "ETag", "etag")
 _AT_ONCE = 16
@@ -259,7 +261,10 @@ def _file_system(scheme: str, pid: int) -> Any:
         from fsspec.implementations.arrow import ArrowFSWrapper
         from pyarrow import fs
 
-        return ArrowFSWrapper(fs.GcsFileSystem(), skip_instance_cache=True)
+        # Without it, a store that does not answer is asked for a quarter of an hour.
+        patience = timedelta(seconds=_GS_PATIENCE_SECONDS)
+        store = fs.GcsFileSystem(retry_time_limit=patience)
+        return ArrowFSWrapper(store, skip_instance_cache=True)
     return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
 
 

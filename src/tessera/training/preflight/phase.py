@@ -139,10 +139,10 @@ def missing_files(plain: JsonObject) -> list[str]:
         plain: the resolved YAML; sections that are wrong themselves are passed over.
     """
     found = []
-    tokenizer = plain.get("tokenizer")
-    if isinstance(tokenizer, str):
+    tokenizer = _place(plain.get("tokenizer"))
+    if tokenizer is not None:
         try:
-            load_tokenizer(SOURCE.parse(tokenizer), quiet=True)
+            load_tokenizer(tokenizer, quiet=True)
         except ValueError as error:
             found.append(f"tokenizer: {error}")
     data = plain.get("train_data")
@@ -154,10 +154,17 @@ def missing_files(plain: JsonObject) -> list[str]:
             key = f"train_data.sources.{name}"
             found += source_problems(key, name, source, splits, None, whole=False)
     origin = plain.get("start_from")
-    origin = origin.get("checkpoint") if isinstance(origin, dict) else origin
-    if isinstance(origin, str) and not is_remote(origin) and not Path(origin).exists():
+    origin = _place(origin.get("checkpoint") if isinstance(origin, dict) else origin)
+    if origin is not None and not is_remote(origin) and not Path(origin).exists():
         found.append(_no_origin("start_from", origin))
     return found
+
+
+def _place(named: object) -> str | None:
+    """The place that a value names; None if it is none, which is said where it is decoded."""
+    with suppress(ValueError):
+        return SOURCE.parse(named)
+    return None
 
 
 def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str]:
