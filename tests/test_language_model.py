@@ -61,7 +61,7 @@ def dense(model, ids, at):
 
 @torch.inference_mode()
 def by_hand(place, task, rate):
-    """(source, place in the document, token, loss, right, loss in its window) of every target."""
+    """(source, place in the document, token, loss, right, loss in its piece) of every target."""
     model = AutoModelForMaskedLM.from_pretrained(place / "model", attn_implementation="eager")
     model = model.double().eval()
     tokenizer = load_tokenizer(task.tokenizer)
@@ -88,9 +88,11 @@ def by_hand(place, task, rate):
                     token = int(labels[start + place_])
                     window = math.nan
                     if place_ >= SHORT:
-                        first = place_ // SHORT * SHORT
-                        own = torch.tensor([place_ - first])
-                        alone, _ = dense(model, ids[first : first + SHORT], own)
+                        # Cut as training at that length cuts: each piece with its own ends.
+                        number_, place_in = divmod(place_ - 1, SHORT - 2)
+                        content = ids[1:-1][number_ * (SHORT - 2) :][: SHORT - 2]
+                        piece = torch.cat([ids[:1], content, ids[-1:]])
+                        alone, _ = dense(model, piece, torch.tensor([place_in + 1]))
                         window = -float(alone[0, token])
                     found.append(
                         (
@@ -132,9 +134,9 @@ def test_every_number_is_that_of_transformers_on_each_document_alone(place, task
     assert context["the whole document"][0] == pytest.approx(
         np.mean([t[3] for t in beyond]), rel=1e-5
     )
-    windows = context[f"windows of {SHORT} tokens"][0]
+    windows = context[f"pieces of {SHORT} tokens"][0]
     assert windows == pytest.approx(np.mean([t[5] for t in beyond]), rel=1e-5)
-    assert abs(windows - context["the whole document"][0]) > 1e-4, "the windows change nothing"
+    assert abs(windows - context["the whole document"][0]) > 1e-4, "the cut changes nothing"
 
 
 def test_frequency_is_the_rank_among_the_documents_tokens(place, task):

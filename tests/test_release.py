@@ -433,3 +433,79 @@ def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
     found, original = read_checkpoint(tmp_path / "out.pt"), read_checkpoint(released / FIRST)
     assert torch.equal(found.weights["decoder.bias"], original.weights["decoder.bias"])
     assert found.optimizer is not None
+
+
+def judged(model, out, **scores):
+    """A results folder as `tessera evaluate` leaves it, with a task of a known score."""
+    from tessera.evaluation.jobs.models import resolve
+    from tessera.evaluation.jobs.plan import survey
+    from tessera.evaluation.jobs.records import Outcome, Records
+    from tessera.evaluation.results import write_results
+    from tessera.evaluation.suites import SuiteConfig
+    from tessera.evaluation.tasks.config import Classification
+
+    hub = "hf://datasets/nyu-mll/glue"
+    tasks = {
+        name: Classification(
+            name="classification", train=f"{hub}/{name}/train", validation=f"{hub}/{name}/dev"
+        )
+        for name in scores
+    }
+    suite = SuiteConfig(tasks=tasks, seeds=[1, 2])
+    records = Records(out=out)
+
+    def look():
+        return survey(suite, resolve([str(model)], out), dict.fromkeys(tasks, "x"), {}, records)
+
+    about = {"seconds": 1.0, "command": "c", "versions": {}, "finished": "now"}
+    while waiting := [job for cell in look() for job in cell.waiting]:
+        for job in waiting:
+            score = {"accuracy": scores[job.task_name] + job.seed / 100}
+            records.finish(job, Outcome(scores=score, validation=score, split="validation"), about)
+    write_results(out, look())
+    return out
+
+
+def front_matter(card):
+    return yaml.safe_load(card.read_text().split("---")[1])
+
+
+@pytest.mark.parametrize("what", ["the run", "the checkpoint", "the revision"])
+def test_what_evaluation_found_is_on_the_cards_of_the_weights_it_judged(
+    what, run, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    release(run, out)
+    before = {name: (out / name / "README.md").read_text() for name in (FIRST, SECOND)}
+    named = {
+        "the run": run,
+        "the checkpoint": run / "checkpoints" / "step00000080.pt",
+        "the revision": out / SECOND,
+    }
+    results = judged(named[what], tmp_path / "results", cola=0.5, sst2=0.25)
+    release(run, out, results=results)
+    assert (out / FIRST / "README.md").read_text() == before[FIRST], "it was not judged"
+    assert f"{FIRST}: the results hold nothing about these weights" in caplog.text
+    card = out / SECOND / "README.md"
+    assert "| cola | accuracy | 0.515 | 0.007071 | 2 |" in card.read_text()
+    (index,) = front_matter(card)["model-index"]
+    assert index["name"] == SECOND and len(index["results"]) == 2
+    (first,) = [r for r in index["results"] if r["dataset"]["name"] == "cola"]
+    assert first["dataset"]["type"] == "nyu-mll/glue" and first["dataset"]["split"] == "dev"
+    (metric,) = first["metrics"]
+    assert metric == {"type": "accuracy", "value": 0.515, "name": "accuracy of cola"}
+    for revision in (FIRST, SECOND):
+        done = subprocess.run(
+            ["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out / revision, capture_output=True
+        )
+        assert done.returncode == 0, done
+    again = tmp_path / "again"
+    if what != "the revision":
+        release(run, again, results=results)
+        assert (again / SECOND / "README.md").read_text() == card.read_text()
+
+
+def test_a_folder_without_results_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no results.json"):
+        release(run, tmp_path / "out", results=tmp_path)
+    assert not (tmp_path / "out").exists()

@@ -604,3 +604,55 @@ def test_a_run_is_followed_until_it_ends(tmp_path):
     early, last = ((folder / f"{name}.html").read_text() for name in ("early", "report"))
     assert 'http-equiv="refresh" content="1"' in early and "in 5 steps" in early
     assert "http-equiv" not in last and "in 6 steps" in last
+
+
+def with_probes(records):
+    """The same records with those of probes after every 50th step."""
+    found = []
+    for record in records:
+        found.append(record)
+        if record["kind"] == "step" and record["step"] % 50 == 0:
+            part = record["step"] / 200
+            found.append(
+                {
+                    "kind": "probes",
+                    "step": record["step"],
+                    "tokens": record["tokens"],
+                    "position": {
+                        "0-127": {"loss": 5 - part, "accuracy": 0.2, "masked_tokens": 90},
+                        "128-255": {"loss": 4 - part, "accuracy": 0.3, "masked_tokens": 9},
+                    },
+                    "context": {"loss": 3 - part, "loss_with_512_tokens": 3.0, "gain": part},
+                    "recall": {
+                        "without_mention": {"loss": 9.0, "accuracy": 0.0},
+                        "100": {"loss": None, "accuracy": part},
+                    },
+                    "linear_probe": {"accuracy": 0.5 + part / 3},
+                    "seconds": 2.0,
+                    "time_share": 0.01,
+                }
+            )
+    return found
+
+
+def test_probes_are_drawn_and_their_time_is_said(tmp_path):
+    records = with_probes(records_of_a_phase())
+    folder = write_run(tmp_path / "phase1", records)
+    (phase,) = read_chain([folder])
+    assert [probe.tokens for probe in phase.probes] == [
+        record["tokens"] for record in records if record["kind"] == "probes"
+    ]
+    assert phase.probes[-1].values["position.128-255.loss"] == 3.0
+    assert "recall.100.loss" not in phase.probes[-1].values, "it was not finite"
+    assert phase.probe_share == pytest.approx(8 / (8 + phase.seconds))
+    page = page_of([folder], tmp_path)
+    for title in ("Loss by position", "What context is worth", "Names recalled", "Linear probe"):
+        assert f"{title}</h3>" in page
+    for label in ("128-255", "512 tokens", "all of it", "no mention"):
+        assert f">{label}</text>" in page
+    assert "time in probes" in page
+
+
+def test_without_probes_nothing_is_said_of_them(chain, tmp_path):
+    page = page_of(chain, tmp_path)
+    assert "Names recalled" not in page and "time in probes" not in page

@@ -69,7 +69,7 @@ def _judge(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from tessera.evaluation.suites import load_suite
-    from tessera.evaluation.tasks.config import MaskedLm
+    from tessera.evaluation.tasks.config import MaskedLm, Recall
 
     if options.fill:
         raise ConfigError("--suite and --fill are two questions: ask them one at a time")
@@ -82,7 +82,7 @@ def _judge(options: argparse.Namespace) -> None:
                 data=task.data or config.train_data,
                 tokenizer=task.tokenizer or config.tokenizer,
             )
-            if isinstance(task, MaskedLm)
+            if isinstance(task, MaskedLm | Recall) and task.texts is None
             else task
             for name, task in suite.tasks.items()
         }

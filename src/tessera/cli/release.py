@@ -18,6 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--push", metavar="ORG/NAME", help="also push to this Hub repository")
     parser.add_argument("--license", metavar="ID", help="named on the cards, such as apache-2.0")
     parser.add_argument(
+        "--results",
+        metavar="DIR",
+        help="of `tessera evaluate --out DIR`: its numbers go on the cards, of revisions that are "
+        "there already too",
+    )
+    parser.add_argument(
         "--language",
         action="append",
         default=[],
@@ -33,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         ConfigError: a licence or a language is none.
     """
     out, run_folder = written("--out", options.out), existing(options.run_folder, "all")
+    results = existing(options.results) if options.results is not None else None
     license = None if options.license is None else options.license.lower()
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise ConfigError(
@@ -49,7 +56,10 @@ def run(options: argparse.Namespace) -> None:
     about = About(
         languages=options.language, example=_example(run_folder), picture=_picture(run_folder)
     )
-    print(release(run_folder, out, push=options.push, license=license, about=about))
+    index = release(
+        run_folder, out, push=options.push, license=license, about=about, results=results
+    )
+    print(index)
     if license is None:
         print(
             "tessera: warning: no licence was named, and without one nobody may use the model; "

@@ -1,8 +1,9 @@
 """Masked-language-modelling loss of a model, per source, on fixed documents and fixed masks."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,14 @@ def original_ids(batch: PackedBatch) -> Tensor:
     """(T,) int64: the batch's tokens before masking."""
     labels = batch.labels()
     return torch.where(labels == IGNORED, batch.input_ids, labels)
+
+
+def contents_of(batches: Iterable[PackedBatch]) -> Iterator[np.ndarray]:
+    """The documents of batches one by one, before masking, without their [CLS] and [SEP]."""
+    for batch in batches:
+        ids, edges = original_ids(batch).numpy(), batch.cu_seqlens.tolist()[: batch.documents + 1]
+        for start, end in zip(edges[:-1], edges[1:], strict=True):
+            yield ids[start + 1 : end - 1]
 
 
 def entropy(counts: Tensor) -> float:

@@ -17,8 +17,6 @@ from tessera.evaluation.tasks.config import (
 FOLDER = Path(__file__).parents[3] / "yamls" / "evaluation"
 """The suites that come with the project; each file is one, by its name."""
 
-_PLANNED = ("long", "probe")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteConfig:
@@ -75,7 +73,7 @@ def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:
     """The suite of a name, or of a YAML file.
 
     Raises:
-        ConfigError: there is none, it is not available, or its keys are wrong.
+        ConfigError: there is none, or its keys are wrong.
     """
     return load(SuiteConfig, _file_of(name), overrides)
 
@@ -87,6 +85,4 @@ def _file_of(name: str) -> Path | str:
     if name in ours:
         return FOLDER / f"{name}.yaml"
     known = f"there are {', '.join(ours)}, and any YAML of yours, such as {FOLDER.name}/mine.yaml"
-    if name in _PLANNED:
-        raise ConfigError(f"--suite {name}: is not available in this version; {known}")
     raise ConfigError(f"--suite {name}: there is no such suite; {known}")

@@ -36,6 +36,8 @@ class MaskedLMOutput:
     """float32 scalar: sum of the cross-entropy over the masked tokens."""
     masked_tokens: Tensor | None = None
     """int64 scalar: how many tokens that sum is over."""
+    vectors: Tensor | None = None
+    """(T, D) of the encoder, or (M, D) of the slots asked for, if they are all that is wanted."""
 
 
 class ModernBertForMaskedLM(nn.Module):
@@ -68,6 +70,7 @@ class ModernBertForMaskedLM(nn.Module):
         masked_positions: Tensor | None = None,
         masked_labels: Tensor | None = None,
         dropout_keys: Tensor | None = None,
+        only_vectors: bool = False,
     ) -> MaskedLMOutput:
         """Predict tokens of a flat sequence of documents.
 
@@ -83,9 +86,11 @@ class ModernBertForMaskedLM(nn.Module):
                 Without it, what comes back are the logits of those slots.
             dropout_keys: (T,) int32 from `tessera.model.dropout.dropout_keys`. Without it,
                 training drops what torch's own generator says.
+            only_vectors: predict nothing, and give the encoder's vectors.
 
         Returns:
-            The loss if labels are given; else the logits, of every slot or of `masked_positions`.
+            The vectors if they are wanted; the loss if labels are given; else the logits, of every
+            slot or of `masked_positions`.
         """
         if labels is not None:
             masked_positions = (labels != IGNORED).nonzero().squeeze(1)
@@ -99,6 +104,8 @@ class ModernBertForMaskedLM(nn.Module):
             dropout_keys=dropout_keys,
             keep=masked_positions,
         )
+        if only_vectors:
+            return MaskedLMOutput(vectors=hidden)
         hidden = self.head(hidden)
         if masked_labels is None:
             return MaskedLMOutput(logits=self.decoder(hidden))

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from tessera.files import JsonObject, json_lines
-from tessera.reporting.phase import Evaluation, Phase
+from tessera.reporting.phase import Evaluation, Phase, Probe
 
 METRICS_FILE = "metrics.jsonl"
 SPIKES_FILE = "spikes.jsonl"
@@ -73,6 +73,7 @@ def _read_phase(folder: Path, name: str, tokens_before: float) -> Phase:
         config_text=text,
         machines=_read_machines(folder / MACHINE_FILE, record.notes),
         notes=record.notes,
+        probes=[record.probes[step] for step in sorted(record.probes)],
     )
 
 
@@ -82,6 +83,7 @@ class _Record:
 
     columns: dict[str, array] = field(default_factory=dict)
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    probes: dict[int, Probe] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, content: Any) -> None:
@@ -94,6 +96,11 @@ class _Record:
                 tokens=float(content["tokens"]),
                 loss={name: _score(scores, "loss") for name, scores in sources},
                 accuracy={name: _score(scores, "accuracy") for name, scores in sources},
+            )
+
+        elif kind == "probes":
+            self.probes[int(content["step"])] = Probe(
+                tokens=float(content["tokens"]), values=dict(_numbers(content, ""))
             )
 
     def _add_step(self, content: Mapping[str, Any]) -> None:
@@ -118,6 +125,7 @@ class _Record:
         trained = self.columns["tokens"][-1] if first else 0.0
         kept = {k: e for k, e in self.evaluations.items() if e.tokens <= trained}
         self.evaluations = kept
+        self.probes = {k: p for k, p in self.probes.items() if p.tokens <= trained}
         self.notes.append(f"steps {step:.0f} to {last:.0f} were trained again after a restart")
 
 

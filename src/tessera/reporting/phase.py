@@ -23,6 +23,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What the probes found at one time."""
+
+    tokens: float
+    """Real tokens the phase had been trained on."""
+    values: dict[str, float]
+    """Every number of the record by path, such as `position.0-127.loss`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """What one run folder recorded."""
 
@@ -38,6 +48,7 @@ class Phase:
     """What it ran on, as `machine.json` says; none where an older version did not write it."""
     notes: list[str]
     """What a reader should know about the record itself, one sentence each."""
+    probes: list[Probe] = field(default_factory=list)
 
     def column(self, name: str) -> np.ndarray:
         """(steps,) values, NaN where a step did not record one."""
@@ -83,6 +94,12 @@ class Phase:
     def flop_utilisation(self) -> float:
         """Mean model FLOP utilisation; NaN where the device's peak is unknown."""
         return _mean(self.column("mfu"), self.column("step_seconds"))
+
+    @property
+    def probe_share(self) -> float:
+        """Share of the time in steps and probes that the probes took; NaN if there were none."""
+        spent = math.fsum(probe.values.get("seconds", 0.0) for probe in self.probes)
+        return spent / (spent + self.seconds) if spent > 0 else math.nan
 
     def setting(self, *path: str) -> Any:
         """A value of the resolved configuration by its keys; None if it is not there."""

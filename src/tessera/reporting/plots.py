@@ -59,6 +59,47 @@ def accuracy_figure(phases: Sequence[Phase]) -> Figure | None:
     return finish(canvas, ends)
 
 
+def position_figure(phases: Sequence[Phase]) -> Figure | None:
+    """Masked-LM loss by position in the document."""
+    canvas = blank(phases, "nats per masked token")
+    ends = _probes(canvas, "position.", ".loss")
+    if not ends:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{value:.3g}", from_zero=False)
+    return finish(canvas, ends)
+
+
+def context_figure(phases: Sequence[Phase]) -> Figure | None:
+    """The loss of the same targets with all of their document in view, and with little."""
+    canvas = blank(phases, "nats per masked token")
+    ends = _probes(canvas, "context.loss", "", _seen)
+    if not ends:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{value:.3g}", from_zero=False)
+    return finish(canvas, ends)
+
+
+def recall_figure(phases: Sequence[Phase]) -> Figure | None:
+    """Share of the names' tokens that are recalled, by how far before they stood."""
+    canvas = blank(phases, "of the names' tokens")
+    ends = _probes(canvas, "recall.", ".accuracy", lambda name: name.replace("without_", "no "))
+    if not ends:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{100 * value:.3g}%")
+    canvas.axes.set_ylim(-0.02, 1.02)
+    return finish(canvas, ends)
+
+
+def linear_probe_figure(phases: Sequence[Phase]) -> Figure | None:
+    """Share of labelled texts that logistic regression on frozen features gets right."""
+    canvas = blank(phases, "of labelled texts")
+    ends = _probes(canvas, "linear_probe.", "accuracy", lambda name: "right")
+    if not ends:
+        return None
+    linear_scale(canvas.axes, lambda value: f"{100 * value:.3g}%", from_zero=False)
+    return finish(canvas, ends)
+
+
 def learning_rate_figure(phases: Sequence[Phase]) -> Figure | None:
     """The learning rate each step used."""
     canvas = blank(phases, "used by each step")
@@ -185,16 +226,28 @@ def _exact(canvas: Canvas, name: str, **style: Any) -> bool:
 def _sources(
     canvas: Canvas, scores: Callable[[Evaluation], dict[str, float]]
 ) -> list[tuple[str, float, str]]:
-    """A curve a source, broken where a phase ends; gives name, last value and colour of each."""
+    """A curve a source; gives name, last value and colour of each."""
+    return _curves(
+        canvas,
+        source_names(canvas.phases),
+        lambda phase, name: [(e.tokens, scores(e).get(name, np.nan)) for e in phase.evaluations],
+    )
+
+
+def _curves(
+    canvas: Canvas,
+    names: Sequence[str],
+    points: Callable[[Phase, str], Sequence[tuple[float, float]]],
+) -> list[tuple[str, float, str]]:
+    """A curve a name, broken where a phase ends; gives name, last value and colour of each."""
     ends = []
-    for number, name in enumerate(source_names(canvas.phases)):
+    for number, name in enumerate(names):
         color = THEME[f"source-{number % HUES}"][0]
         dashes = _DASHES[number // HUES % len(_DASHES)]
         end = None
         for index, phase in enumerate(canvas.phases):
-            tokens = np.array([evaluation.tokens for evaluation in phase.evaluations])
-            values = np.array([scores(e).get(name, np.nan) for e in phase.evaluations])
-            places, values = _known(canvas.places(index, tokens), values)
+            found = np.array(points(phase, name), dtype=float).reshape(-1, 2)
+            places, values = _known(canvas.places(index, found[:, 0]), found[:, 1])
             if values.size:
                 marker = "o" if values.size <= _MOST_MARKERS else None
                 canvas.axes.plot(
@@ -205,6 +258,30 @@ def _sources(
         if end is not None:
             ends.append((name, end, color))
     return ends
+
+
+def _probes(
+    canvas: Canvas, start: str, ending: str, text: Callable[[str], str] = str
+) -> list[tuple[str, float, str]]:
+    """A curve for each number of the probes whose path is `start`, a name, and `ending`."""
+    paths = dict.fromkeys(
+        path
+        for phase in canvas.phases
+        for probe in phase.probes
+        for path in probe.values
+        if path.startswith(start) and path.endswith(ending)
+    )
+    named = {text(path[len(start) : len(path) - len(ending)]): path for path in paths}
+    return _curves(
+        canvas,
+        list(named),
+        lambda phase, name: [(p.tokens, p.values.get(named[name], np.nan)) for p in phase.probes],
+    )
+
+
+def _seen(name: str) -> str:
+    """What is in view, from the end of a key such as `loss_with_512_tokens`."""
+    return name.removeprefix("_with_").replace("_", " ") or "all of it"
 
 
 def _known(places: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,14 @@ from tessera.reporting.phase import Phase, source_names
 _SMOOTHED = (
     f"the mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps, {plots.FEWEST_SMOOTHED} at least"
 )
+_POSITION = "Masked tokens by their place in the document, the same each time."
+_CONTEXT = (
+    "The same masked tokens, far into long documents, with all of it in view and with little."
+)
+_RECALL = (
+    "Masked names of random tokens, by how many tokens before the same phrase stood with the name "
+    "in it; \u201cno mention\u201d: nowhere."
+)
 
 
 def write_report(
@@ -161,6 +169,10 @@ def _curves(phases: Sequence[Phase]) -> str:
     smoothed = f"Pale: every step. Line: {_SMOOTHED}."
     figures = [
         ("Validation accuracy", plots.accuracy_figure, "How many masked tokens the model guesses."),
+        ("Loss by position", plots.position_figure, _POSITION),
+        ("What context is worth", plots.context_figure, _CONTEXT),
+        ("Names recalled", plots.recall_figure, _RECALL),
+        ("Linear probe", plots.linear_probe_figure, "Of labelled texts, on frozen features."),
         ("Learning rate", plots.learning_rate_figure, ""),
         ("Batch size", plots.batch_figure, _row_lengths(phases)),
         ("Masking rate", plots.masking_figure, f"The share that is predicted. {smoothed}"),

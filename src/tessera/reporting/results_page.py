@@ -12,6 +12,7 @@ from pathlib import Path
 from tessera.files import JsonObject, write_whole
 from tessera.quantities import NOTHING, short_number
 from tessera.reporting.html import document
+from tessera.reporting.results_curves import curves
 
 _STYLE = """
 td.best a { font-weight: 650; text-decoration-thickness: 2px; }
@@ -23,11 +24,13 @@ a { color: inherit; }
 .scroll th:first-child { max-width: 11rem; }
 .scroll thead th { overflow-wrap: normal; white-space: nowrap; }
 .details td, .details th { font-size: .88rem; }
-.pareto { max-width: 34rem; }
-.pareto text { font-size: 12px; fill: var(--ink); }
-.pareto .axis { fill: var(--muted); }
+.pareto, .curves { max-width: 34rem; }
+.pareto text, .curves text { font-size: 12px; fill: var(--ink); }
+.pareto .axis, .curves .axis { fill: var(--muted); }
+.key { margin-right: 1rem; white-space: nowrap; }
+.key > i { display: inline-block; width: .8rem; height: .2rem; margin: 0 .35rem .2rem 0; }
 """
-_FRACTIONS = ("loss", "tokens_per_second", "pseudo_perplexity")
+_FRACTIONS = ("loss", "gain", "tokens_per_second", "pseudo_perplexity")
 """The start of metrics that are shown as they are; of all others a hundredfold."""
 
 
@@ -284,7 +287,7 @@ def _detail(title: str, entries: Sequence[JsonObject]) -> str:
             css = "" if place == 0 else ' class="inner"'
             lines += f'<tr{css}><th scope="row">{first}</th><td>{escape(model)}</td>{values}</tr>\n'
     return (
-        f"<h3>{escape(title)}</h3>"
+        f"<h3>{escape(title)}</h3>{curves(found)}"
         f'<div class="scroll details"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
     )

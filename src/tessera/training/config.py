@@ -6,6 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from tessera.data.batch_schedule import check_world_size, world_problems
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
+from tessera.evaluation.tasks.config import (
+    NAME_TOKENS,
+    PHRASE_TOKENS,
+    fitting_distances,
+    recall_problems,
+)
 from tessera.model.config import ModelConfig
 from tessera.optim.config import OptimizerConfig, StableAdamW
 from tessera.optim.schedules import Schedule, WarmupStableDecay, problems
@@ -45,6 +51,68 @@ class InitialWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig:
+    """Labelled texts, told apart by logistic regression on the model's frozen features."""
+
+    train: str
+    """A file (JSON lines, Parquet, CSV, TSV) or `hf://datasets/ORG/NAME/SUBSET/SPLIT`."""
+    test: str
+    """What is scored; its labels are those of `train`."""
+    text: str = "text"
+    """Column of the text."""
+    label: str = "label"
+    """Column of the class."""
+    max_tokens: int = 256
+    """Of a text: its first ones, and no more than `train_data.max_seq_len`."""
+    limit: int = 1000
+    """At most this many rows of each file, the first ones."""
+
+    def __post_init__(self) -> None:
+        found = []
+        if self.max_tokens < 8:
+            found.append(f"max_tokens must be at least 8; got {self.max_tokens}")
+        if self.limit < 2:
+            found.append(f"limit must be at least 2; got {self.limit}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Cheap questions to the model while it is trained: the same texts, masks and names each time.
+
+    Loss by position; the same targets with little context and with all; names recalled over
+    distances; a linear probe. They leave no trace in training, and say what time they took.
+    """
+
+    interval: Duration | None = None
+    """Time between them; null: with each evaluation (`evaluation.interval`)."""
+    max_tokens: int = 200_000
+    """Real tokens of each source, at most, for losses by position and context."""
+    short: int = 512
+    """Tokens of context that the whole context is compared with."""
+    distances: tuple[int, ...] = (30, 100, 1000, 4000, 8000)
+    """Tokens between a name and where it stood before; those that fit into `max_seq_len`."""
+    names: int = 32
+    """Names to recall, each at every distance; 0 for none."""
+    linear_probe: LinearProbeConfig | None = None
+    """Labelled files for a linear probe; null for none."""
+
+    def __post_init__(self) -> None:
+        found = recall_problems(self.distances, max(1, self.names))
+        if self.interval is not None and self.interval.value < 1:
+            found.append(f"interval must be positive; got '{self.interval}'")
+        if self.max_tokens < 1:
+            found.append(f"max_tokens must be at least 1; got {self.max_tokens}")
+        if self.short < 8:
+            found.append(f"short must be at least 8; got {self.short}")
+        if self.names < 0:
+            found.append(f"names must not be negative; got {self.names}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Masked-LM loss and accuracy per source on the validation splits, masks fixed for all time."""
 
@@ -58,6 +126,8 @@ class EvaluationConfig:
     """Real tokens of each source to evaluate on, at most."""
     sources: dict[str, SourceConfig] | None = None
     """Whose validation splits; those of `train_data` if null."""
+    probes: ProbeConfig | None = None
+    """What else is asked, at an interval of its own; null: nothing."""
 
     def __post_init__(self) -> None:
         found = []
@@ -332,6 +402,7 @@ class RunConfig:
                     f"checkpoints.milestones: '{milestone}' cannot be compared with duration "
                     f"'{self.duration}'"
                 )
+        found += self._probe_problems()
         if self.start_from is not None and self.initial_weights is not None:
             found.append(
                 "start_from and initial_weights both say where the weights come from: keep one"
@@ -387,6 +458,26 @@ class RunConfig:
             world_size=world_size,
             name=self.name,
         )
+
+    def _probe_problems(self) -> list[str]:
+        probes = self.evaluation.probes
+        if probes is None:
+            return []
+        found = []
+        interval = probes.interval or self.evaluation.interval
+        if interval is None and not self.evaluation.at_end:
+            found.append("evaluation.probes.interval: missing, so nothing would ever be asked")
+        if probes.names:
+            try:
+                fitting_distances(
+                    probes.distances,
+                    max_seq_len=self.train_data.max_seq_len,
+                    name_tokens=NAME_TOKENS,
+                    phrase_tokens=PHRASE_TOKENS,
+                )
+            except ValueError as error:
+                found.append(f"evaluation.probes.{error}; name others, or set names to 0")
+        return found
 
     def _longer(self, key: str, over: Duration) -> list[str]:
         if over.unit == self.duration.unit and over.value > self.duration.value:

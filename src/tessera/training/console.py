@@ -47,6 +47,9 @@ class ProgressLines:
         if record["kind"] == "evaluation":
             self._evaluation(record)
             return
+        if record["kind"] == "probes":
+            self._probes(record)
+            return
         done, total = record[_RECORDED[self._duration.unit]], self._duration.value
         self._recent = [*self._recent[-49:], (record["step_seconds"], done - self._done)]
         self._done = done
@@ -71,6 +74,23 @@ class ProgressLines:
                 f"{self._name}  evaluation at step {record['step']}  {source}: "
                 f"loss {loss}  accuracy {score['accuracy']:.1%}"
             )
+
+    def _probes(self, record: JsonObject) -> None:
+        said = []
+        if "context" in record:
+            said.append(f"context gains {_nats(record['context']['gain'])}")
+        if "recall" in record:
+            each = ", ".join(f"{d} {one['accuracy']:.0%}" for d, one in record["recall"].items())
+            said.append(f"recall {each.replace('_', ' ')}")
+        if "linear_probe" in record:
+            accuracy = record["linear_probe"]["accuracy"]
+            said.append(f"linear probe {'not finite' if accuracy is None else f'{accuracy:.1%}'}")
+        said.append(f"{record['seconds']:.1f} s, {record['time_share']:.1%} of the time so far")
+        say(f"{self._name}  probes at step {record['step']}  {'; '.join(said)}")
+
+
+def _nats(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f} nats"
 
 
 def _rate(record: JsonObject) -> str:

@@ -1,6 +1,6 @@
 """The encoder as Composer trains it: what a microbatch is, and what its loss counts for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from composer.core import DataSpec
 from composer.models import ComposerModel
@@ -37,11 +37,19 @@ class MaskedLanguageModel(ComposerModel):
         self.losses: list[Tensor] = []
         """Sum of the loss of each microbatch since `losses` was last emptied."""
 
-    def forward(self, batch: PackedBatch) -> Tensor | MaskedLMOutput:
-        """The loss of a microbatch in training; in eval mode its `scores`."""
+    def forward(
+        self,
+        batch: PackedBatch,
+        ask: Callable[[ModernBertForMaskedLM, PackedBatch], Tensor] = scores,
+    ) -> Tensor | MaskedLMOutput:
+        """The loss of a microbatch in training; in eval mode the answer to `ask`.
+
+        An answer is found by calling the whole model: there, weights that are spread over ranks are
+        put together.
+        """
         batch = batch.to(self.model.decoder.weight.device, non_blocking=True)
         if not self.training:
-            return scores(self.model, batch)
+            return ask(self.model, batch)
         return self.model(
             batch.input_ids,
             cu_seqlens=batch.cu_seqlens,

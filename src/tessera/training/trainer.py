@@ -34,6 +34,7 @@ from tessera.tokenizer import Tokenizer, load_tokenizer
 from tessera.training import distributed, resume
 from tessera.training.callbacks.checkpointer import Checkpointer, RunRecord
 from tessera.training.callbacks.evaluator import Batches, Evaluator
+from tessera.training.callbacks.probes import Probes, probing_of
 from tessera.training.callbacks.progress import Clock
 from tessera.training.callbacks.spikes import SpikeGuard
 from tessera.training.callbacks.trace import Trace
@@ -102,19 +103,23 @@ def build_trainer(
     )
     note_machine(config, train_step, device)
     evaluator = Evaluator(
-        config=config.evaluation,
+        interval=config.evaluation.interval,
+        at_end=config.evaluation.at_end,
+        masking_rate=config.evaluation.masking_rate,
         train_step=train_step,
         model=model,
         sources=validation_sources(config, tokenizer),
         sinks=sinks,
         owed=saved is not None and saved.progress["evaluation_owed"],
     )
+    probes = build_probes(config, tokenizer, saved, train_step, model, sinks)
     # Composer calls them in this order: a step is counted, then evaluated after, then saved.
     callbacks = [
         train_step,
         *recompile_watch(config, device),
         evaluator,
-        RunRecord(config, tokenizer, loader, train_step, evaluator, before),
+        *probes,
+        RunRecord(config, tokenizer, loader, train_step, evaluator, before, *probes),
         Checkpointer(
             config=config,
             train_step=train_step,
@@ -295,6 +300,39 @@ def validation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
             )
             next(iter(found[name]()), None)
     return found
+
+
+def build_probes(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    saved: Saved | None,
+    train_step: TrainStep,
+    model: MaskedLanguageModel,
+    sinks: Sinks,
+) -> list[Probes]:
+    """The probes, if the configuration asks for any; says what of them is left out.
+
+    Raises:
+        ValueError: one of them cannot be asked; better now than hours from now.
+    """
+    asked = config.evaluation.probes
+    if asked is None:
+        return []
+    probing = probing_of(config, asked, tokenizer)
+    for text in probing.left_out:
+        say(f"{config.name}: probes: left out: {text}")
+    return [
+        Probes(
+            interval=asked.interval or config.evaluation.interval,
+            at_end=config.evaluation.at_end,
+            masking_rate=config.evaluation.masking_rate,
+            train_step=train_step,
+            model=model,
+            probing=probing,
+            sinks=sinks,
+            owed=saved is not None and saved.progress.get("probes_owed", False),
+        )
+    ]
 
 
 def recompile_watch(config: RunConfig, device: Device) -> Iterator[Callback]:

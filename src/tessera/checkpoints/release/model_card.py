@@ -12,6 +12,7 @@ import yaml
 
 from tessera.checkpoints import history
 from tessera.checkpoints.checkpoint import Checkpoint
+from tessera.checkpoints.release.evaluations import Result, model_index
 from tessera.files import JsonObject
 from tessera.quantities import short_number
 
@@ -45,6 +46,8 @@ class About:
     """The revision from which the decay set out, if this one has decayed."""
     rate_before: float | None = None
     """The learning rate that one stopped at."""
+    results: Sequence[Result] = ()
+    """Of tasks the weights were judged by."""
 
 
 def revision_name(phase: str, progress: Mapping[str, Any]) -> str:
@@ -76,7 +79,7 @@ def model_card(
         about: what a checkpoint does not know.
     """
     about = about or About()
-    head = {
+    head: dict[str, Any] = {
         **({"license": license} if license else {}),
         **({"language": list(about.languages)} if about.languages else {}),
         "library_name": "transformers",
@@ -84,6 +87,8 @@ def model_card(
         "tags": ["modernbert", "fill-mask", "masked-lm"],
         "mask_token": mask_token,
     }
+    if index := model_index(name, about.results):
+        head["model-index"] = index
     settings, progress = checkpoint.run_config, checkpoint.progress
     sections = [
         f"# {name}\n\n{_what_it_is(checkpoint, about)}",
@@ -99,7 +104,7 @@ def model_card(
         ),
         "## Recipe\n\n" + (_recipe(settings) or "Not recorded in the checkpoint."),
         "## Data\n\n" + (_mixture(settings, progress) or "Not recorded in the checkpoint."),
-        "## Evaluation\n\n" + (_scores(scores) or "Not evaluated at this step."),
+        "## Evaluation\n\n" + _evaluation(scores, about.results),
         "## Limits\n\n" + _LIMITS,
         *(["## Hardware\n\n" + _hardware(about.machines)] * bool(about.machines)),
         "## Versions\n\n" + _table(_versions(progress)),
@@ -339,6 +344,25 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     titles = ["source", "masked-LM loss (nats)", "accuracy"]
     return _grid(titles, rows) if rows else ""
+
+
+def _evaluation(scores: Mapping[str, Mapping[str, Any]], results: Sequence[Result]) -> str:
+    parts = [_scores(scores) or "Not evaluated at this step."]
+    if results:
+        rows = [
+            [
+                result.task,
+                result.metric.replace("_", " "),
+                _number(result.mean),
+                "" if result.spread is None else _number(result.spread),
+                str(result.seeds),
+                result.dataset or result.split,
+            ]
+            for result in results
+        ]
+        titles = ["task", "metric", "mean", "standard deviation", "seeds", "scored on"]
+        parts.append("Judged by `tessera evaluate`:\n\n" + _grid(titles, rows))
+    return "\n\n".join(parts)
 
 
 def _versions(progress: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256 as hashed
 from pathlib import Path
 
 from tessera.checkpoints import history
@@ -20,6 +22,7 @@ from tessera.checkpoints.exporter import verify, write_folder
 from tessera.checkpoints.formats import restart_state
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.release import hub, model_card
+from tessera.checkpoints.release.evaluations import Result, read_results
 from tessera.checkpoints.release.model_card import About
 from tessera.checkpoints.safe_files import load_json, sha256
 from tessera.files import JsonObject, as_json, json_lines, write_whole
@@ -38,6 +41,7 @@ def release(
     push: str | None = None,
     license: str | None = None,
     about: About | None = None,
+    results: str | Path | None = None,
 ) -> Path:
     """Make a revision of every checkpoint of a run, and an index of all revisions in `out`.
 
@@ -49,6 +53,8 @@ def release(
         push: also push to this Hugging Face repository (`org/name`), one branch a revision.
         license: named on the cards; None says that none was chosen.
         about: what else the cards say; what the run folder knows is added.
+        results: folder of `tessera evaluate --out`: what it says of these weights goes on their
+            cards, and on those of revisions that are there already.
 
     Returns:
         The index, `out/README.md`.
@@ -59,6 +65,9 @@ def release(
     """
     run_folder, out = Path(run_folder), Path(out)
     checkpoints = _checkpoints(run_folder)
+    about = about or About()
+    if results is not None:
+        about = replace(about, results=read_results(Path(results)))
     _check_target(out)
     out.mkdir(parents=True, exist_ok=True)
     known = {entry["source"]["sha256"]: entry for entry in _entries(out)}
@@ -66,7 +75,7 @@ def release(
         digest = sha256(path)
         if digest in known:
             entry = known[digest]
-            if _says_otherwise(entry, push, license):
+            if results is not None or _says_otherwise(entry, push, license):
                 _write_card(run_folder, path, out / entry["revision"], entry, push, license, about)
                 _log.info("%s: its card is written anew", entry["revision"])
             _log.info("%s: already released as %s", path, known[digest]["revision"])
@@ -96,7 +105,7 @@ def _release_one(
     source: JsonObject,
     repository: str | None,
     license: str | None,
-    about: About | None,
+    about: About,
 ) -> str:
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("steps", "tokens") if key not in checkpoint.progress]
@@ -149,7 +158,7 @@ def _write_card(
     entry: JsonObject,
     repository: str | None,
     license: str | None,
-    about: About | None,
+    about: About,
     *,
     checkpoint: Checkpoint | None = None,
 ) -> None:
@@ -157,7 +166,8 @@ def _write_card(
     checkpoint = checkpoint or read_checkpoint(path)
     repository = repository or entry.get("repository")
     license = license or entry.get("license")
-    about = replace(about or About(), machines=_machines(run_folder, checkpoint))
+    found = _results_of(about.results, entry, folder)
+    about = replace(about, machines=_machines(run_folder, checkpoint), results=found)
     if history.decayed(checkpoint):
         name, rate = _before_decay(run_folder, checkpoint)
         about = replace(about, before_decay=name, rate_before=rate)
@@ -174,10 +184,28 @@ def _write_card(
     if about.picture is not None:
         write_whole(folder / "loss.png", about.picture)
     entry = entry | {"repository": repository, "license": license}
+    if found:
+        entry["results"] = [asdict(result) for result in found]
     write_whole(folder / "revision.json", as_json(entry).encode())
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
     sums = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     write_whole(folder / SUMS, "".join(sums).encode())
+
+
+def _results_of(results: Sequence[Result], entry: JsonObject, folder: Path) -> list[Result]:
+    """The results that are of a revision's weights, and those that its card had before."""
+    exported = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    own = {_fingerprint([entry["source"]["sha256"]]), _fingerprint(map(sha256, exported))}
+    new = [result for result in results if result.fingerprint in own]
+    if results and not new:
+        _log.warning("%s: the results hold nothing about these weights", entry["revision"])
+    before = [Result(**content) for content in entry.get("results", [])]
+    return list({result.task: result for result in [*before, *new]}.values())
+
+
+def _fingerprint(digests: Iterable[str]) -> str:
+    """What evaluation calls weights: see `tessera.evaluation.jobs.models`, which tests hold to."""
+    return hashed(f"False {''.join(digests)}".encode()).hexdigest()[:16]
 
 
 def _machines(run_folder: Path, checkpoint: Checkpoint) -> list[JsonObject]:

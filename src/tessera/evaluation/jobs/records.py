@@ -29,6 +29,8 @@ class Table:
     columns: list[str]
     rows: list[list[Any]]
     """Text, numbers, or None; the first cell names the row."""
+    plot: list[str] = field(default_factory=list)
+    """Columns that the page draws over the rows: the first in full, a second one dashed."""
 
 
 @dataclass(frozen=True, kw_only=True)

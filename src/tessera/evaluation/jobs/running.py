@@ -26,8 +26,11 @@ from tessera.evaluation.suites import SuiteConfig
 from tessera.evaluation.tasks.config import (
     Finetuned,
     LateInteraction,
+    LinearProbe,
     MaskedLm,
+    Recall,
     Search,
+    Similarity,
     Task,
     TokenClassification,
     splits_of,
@@ -42,7 +45,7 @@ _PRELOADED = ("torch", "transformers.trainer")
 _NEEDED: dict[str, Any] = {
     "sentence_transformers": Search,
     "mteb": Search,
-    "sklearn": Finetuned | Search,
+    "sklearn": Finetuned | Search | LinearProbe | Similarity,
     "accelerate": Finetuned | Search,
 }
 """Modules of the extra `eval`, with the kinds of tasks that need each."""
@@ -132,11 +135,11 @@ def _fingerprint(task: Task) -> str:
         f"{key} {where}": look_at(where, columns_of(task, key))
         for key, where in splits_of(task).items()
     }
-    if isinstance(task, MaskedLm):
+    if isinstance(task, MaskedLm | Recall) and task.texts is None:
         if task.data is None or task.tokenizer is None:
             raise ValueError(
                 "names no documents; give --config YAML, the phase whose validation documents "
-                "are to be predicted, or `data` and `tokenizer` in the suite"
+                "are to be predicted, or `texts`, or `data` and `tokenizer`, in the suite"
             )
         seen["data"] = str(to_plain(task.data))
     if isinstance(task, Search) and (task.mteb or task.validation_mteb):
@@ -149,10 +152,16 @@ def _fingerprint(task: Task) -> str:
 
 def columns_of(task: Task, key: str) -> Sequence[Column]:
     """The columns that a split of a task must have."""
+    if isinstance(task, MaskedLm | Recall):
+        return [task.text]
     if isinstance(task, TokenClassification):
         return [task.words, task.labels]
     if isinstance(task, Finetuned):
         return texts_of(task)
+    if isinstance(task, Similarity):
+        return [task.text, task.pair, task.score]
+    if isinstance(task, LinearProbe):
+        return [task.text, *([task.pair] if task.pair else []), task.label]
     if key == "train" and isinstance(task, LateInteraction):
         # Pairs or a teacher's scores: the job sees which.
         return [("query_id", "query", "query-id", "anchor")]

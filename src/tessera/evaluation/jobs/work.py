@@ -27,6 +27,9 @@ _RUNNERS = {
     "retrieval": "retrieval",
     "late_interaction": "late_interaction",
     "masked_lm": "language_model",
+    "recall": "recall",
+    "linear_probe": "frozen",
+    "similarity": "frozen",
     "efficiency": "efficiency",
 }
 _VERSIONS = ("torch", "transformers", "sentence-transformers", "mteb", "scikit-learn", "datasets")

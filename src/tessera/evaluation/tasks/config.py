@@ -11,6 +11,9 @@ from typing import Any, Literal
 from tessera.data.config import DataConfig
 from tessera.paths import SourcePath
 
+NAME_TOKENS, PHRASE_TOKENS = 3, 8
+"""Of a name to recall, and of the phrase on either side of it."""
+
 Point = dict[str, float]
 """One point of a grid: hyperparameters by name."""
 
@@ -233,14 +236,36 @@ class LateInteraction(_Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLm:
-    """Masked-LM loss on validation documents: by source, position, rate and frequency."""
+class _OnDocuments:
+    """What all tasks say that ask a language model about documents."""
 
-    name: Literal["masked_lm"]
     data: DataConfig | None = None
     """The sources, and how their documents are cut. None: that of the phase `--config` names."""
     tokenizer: SourcePath | None = None
-    """None: that of the phase `--config` names."""
+    """None: that of the phase `--config` names; with `texts`, the model's own."""
+    texts: str | None = None
+    """Texts of one's own instead of `data`: a file, or `hf://datasets/ORG/NAME/SUBSET/SPLIT`."""
+    text: str = "text"
+    """Column of the text in `texts`."""
+    max_seq_len: int | None = None
+    """Tokens of a document at most. None: what `data` says; with `texts`, the model's longest."""
+    seed: int = 17
+    """Chooses documents and masks."""
+
+    def _problems(self) -> list[str]:
+        found = []
+        if self.texts is not None and self.data is not None:
+            found.append("texts: and data both say what is asked about; keep one")
+        if self.max_seq_len is not None and self.max_seq_len < 8:
+            found.append(f"max_seq_len: must be at least 8; got {self.max_seq_len}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLm(_OnDocuments):
+    """Masked-LM loss on documents: by source, position, context, rate and frequency."""
+
+    name: Literal["masked_lm"]
     rates: list[float] = field(default_factory=lambda: [0.15, 0.3])
     """Shares of the tokens masked; everything but the table of rates is at the first."""
     max_tokens: int = 1_000_000
@@ -249,12 +274,119 @@ class MaskedLm:
     """Tokens of context that the whole context is compared with."""
     pseudo_perplexity_tokens: int = 2048
     """Tokens masked one at a time; 0 for none."""
-    seed: int = 17
-    """Chooses documents and masks."""
 
     def __post_init__(self) -> None:
+        found = self._problems()
         if not self.rates or not all(0 < rate < 1 for rate in self.rates):
-            raise ValueError(f"rates: are shares, in (0, 1); got {self.rates}")
+            found.append(f"rates: are shares, in (0, 1); got {self.rates}")
+        if self.short < 8:
+            found.append(f"short: must be at least 8; got {self.short}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(_OnDocuments):
+    """Names of random tokens, masked, that stand once before in the text; or, to compare, do not.
+
+    A name stands inside a phrase of another document, which is laid over the end of a text, and,
+    so many tokens before, over the text once more with the name in it.
+    """
+
+    name: Literal["recall"]
+    distances: list[int] = field(default_factory=lambda: [30, 100, 300, 1000, 2000, 4000, 8000])
+    """Tokens between a name and where it stood before; those that fit into `max_seq_len`."""
+    names: int = 64
+    """Of each distance: the same names, texts and places."""
+    name_tokens: int = NAME_TOKENS
+    phrase_tokens: int = PHRASE_TOKENS
+    """Of the phrase on either side of the name."""
+
+    def __post_init__(self) -> None:
+        found = self._problems() + recall_problems(self.distances, self.names)
+        for key in ("name_tokens", "phrase_tokens"):
+            if getattr(self, key) < 1:
+                found.append(f"{key}: must be at least 1; got {getattr(self, key)}")
+        if found:
+            raise ValueError("\n".join(found))
+
+
+def recall_problems(distances: Sequence[int], names: int) -> list[str]:
+    """What is wrong with the distances and the number of names of a recall task."""
+    found = []
+    if not distances or len(set(distances)) < len(distances) or min(distances) < 1:
+        found.append(f"distances: are different numbers of tokens; got {list(distances)}")
+    if names < 1:
+        found.append(f"names: must be at least 1; got {names}")
+    return found
+
+
+def fitting_distances(
+    distances: Sequence[int], *, max_seq_len: int, name_tokens: int, phrase_tokens: int
+) -> tuple[int, ...]:
+    """The distances that a text of `max_seq_len` tokens has room for, ascending.
+
+    Raises:
+        ValueError: there is none.
+    """
+    nearest = 2 * phrase_tokens + name_tokens
+    furthest = max_seq_len - 2 - nearest
+    found = tuple(sorted(d for d in distances if nearest <= d <= furthest))
+    if not found:
+        raise ValueError(
+            f"distances: none of {', '.join(map(str, distances))} lies between {nearest}, the "
+            f"length of the phrase, and {furthest}, the most that {max_seq_len} tokens of text "
+            "allow"
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """A class for a text, by logistic regression on frozen features; the model is not trained."""
+
+    name: Literal["linear_probe"]
+    train: str
+    validation: str
+    """Chooses the layer and the penalty."""
+    test: str | None = None
+    """What is reported. None: the score on `validation`."""
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    max_tokens: int = 256
+    limit: int | None = None
+    """At most this many rows of each split, the first ones."""
+    layers: Literal["all", "last"] = "all"
+    inverse_penalties: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])
+    """What scikit-learn calls `C`: the smaller, the simpler the classifier."""
+    metrics: list[ClassificationMetric] = field(default_factory=lambda: ["accuracy"])
+    """The first is the one reported."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, self.metrics)
+        if not self.inverse_penalties or min(self.inverse_penalties) <= 0:
+            raise ValueError(f"inverse_penalties: must be positive; got {self.inverse_penalties}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """How similar two texts are, as people rated it and by the cosine of frozen features."""
+
+    name: Literal["similarity"]
+    test: str
+    validation: str | None = None
+    """Chooses the layer. None: the last."""
+    text: str = "text"
+    pair: str = "pair"
+    score: str = "score"
+    """Column of the rating: a number, more for more similar."""
+    max_tokens: int = 256
+    limit: int | None = None
+    layers: Literal["all", "last"] = "all"
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens, self.limit, ["spearman"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +418,7 @@ class Efficiency:
 
 Finetuned = Classification | Regression | TokenClassification
 Search = Retrieval | LateInteraction
-Task = Finetuned | Search | MaskedLm | Efficiency
+Task = Finetuned | Search | MaskedLm | Recall | LinearProbe | Similarity | Efficiency
 
 ADDED: dict[str, dict[str, Any]] = {
     "retrieval": {
@@ -303,11 +435,17 @@ ADDED: dict[str, dict[str, Any]] = {
 
 def main_metric(task: Task) -> str:
     """The metric that stands for a task in the table."""
-    if isinstance(task, Finetuned):
+    if isinstance(task, Finetuned | LinearProbe):
         return task.metrics[0]
     if isinstance(task, Search):
         return "ndcg_at_10"
-    return {"masked_lm": "loss", "efficiency": "tokens_per_second"}[task.name]
+    names = {
+        "masked_lm": "loss",
+        "recall": "accuracy",
+        "similarity": "spearman",
+        "efficiency": "tokens_per_second",
+    }
+    return names[task.name]
 
 
 def points_of(task: Task, seed: int) -> list[Point]:
@@ -345,16 +483,17 @@ def texts_of(task: Classification | Regression) -> list[str]:
 
 def splits_of(task: Task) -> dict[str, str]:
     """The files and data sets that a task reads, by the key that names each."""
-    if isinstance(task, Finetuned):
-        named: dict[str, Any] = {
-            "train": task.train,
-            "validation": task.validation,
-            "test": task.test,
-        }
+    named: dict[str, Any]
+    if isinstance(task, Finetuned | LinearProbe):
+        named = {"train": task.train, "validation": task.validation, "test": task.test}
+    elif isinstance(task, Similarity):
+        named = {"validation": task.validation, "test": task.test}
     elif isinstance(task, Search):
         keys = (*SEARCHED, "train", "train_queries", "train_documents")
         named = {key: getattr(task, key, None) for key in keys}
         named |= {f"validation.{key}": path for key, path in (task.validation or {}).items()}
+    elif isinstance(task, MaskedLm | Recall):
+        named = {"texts": task.texts}
     else:
         named = {}
     return {key: path for key, path in named.items() if path is not None}

@@ -6,7 +6,6 @@ alone: models of one tokenizer are asked the same tokens.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.batch import IGNORED, PackedBatch
-from tessera.checkpoints.checkpoint import build_model
-from tessera.checkpoints.reader import read_checkpoint
-from tessera.data.validation import validation_batches
-from tessera.evaluation.jobs.models import Model
+from tessera.evaluation.documents import Material, material
 from tessera.evaluation.jobs.records import Job, Outcome, Table
 from tessera.evaluation.masked_lm import entropy, original_ids
+from tessera.evaluation.predictions import (
+    Predictions,
+    answers,
+    position_buckets,
+    predictions,
+    question,
+)
 from tessera.evaluation.tasks.config import MaskedLm
-from tessera.evaluation.tasks.loading import check_finite
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.model.scoring import token_losses
-from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 
-_FIRST_EDGE = 128
 _RANKS = (10, 100, 1000, 10_000)
 _SENTENCE = 128
 """Tokens of a document that are masked one at a time: what is before the first so many."""
 _COPIES_AT_ONCE = 16_384
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Masked tokens, in the order of the batches."""
-
-    losses: np.ndarray
-    """(M,) float64, nats."""
-    right: np.ndarray
-    """(M,) bool."""
-    positions: np.ndarray
-    """(M,) places in their documents, from 0."""
-    tokens: np.ndarray
-    """(M,) the ids that were masked."""
-    short: np.ndarray
-    """(M,) float64: the loss with `short` tokens of context alone; NaN where nothing is beyond."""
-
-    @staticmethod
-    def joined(parts: Sequence["Predictions"]) -> "Predictions":
-        """All of them."""
-        names = ("losses", "right", "positions", "tokens", "short")
-        found: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
-        }
-        return Predictions(**found)
 
 
 def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
@@ -67,36 +41,34 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
             no validation documents.
     """
     task = job.task
-    assert isinstance(task, MaskedLm) and task.data is not None and task.tokenizer is not None
-    tokenizer = load_tokenizer(task.tokenizer)
-    model = _load(job.model, tokenizer).to(device).eval()
-    sources = [n for n, source in task.data.sources.items() if source.validation_split is not None]
-    if not sources:
-        raise ValueError("no source of data has a validation_split: there is nothing to predict")
+    assert isinstance(task, MaskedLm)
+    asked = material(job.model, task, device)
+    model, sources = asked.model, asked.sources
     counts = np.zeros(model.config.vocab_size, dtype=np.int64)
     found: dict[str, Predictions] = {}
     by_source = []
     for source in sources:
         own = np.zeros_like(counts)
-        found[source] = _predict(model, task, source, tokenizer, task.rates[0], own, short=True)
-        own[tokenizer.special_ids.tolist()] = 0
+        found[source] = _predict(asked, task, source, task.rates[0], own, short=True)
+        own[asked.tokenizer.special_ids.tolist()] = 0
         counts += own
         by_source.append([source, *_line(found[source]), entropy(torch.from_numpy(own))])
     everything = Predictions.joined(list(found.values()))
     rates: list[list[Any]] = [[f"{task.rates[0]:.0%}", *_line(everything)]]
     for rate in task.rates[1:]:
-        parts = [_predict(model, task, source, tokenizer, rate, None) for source in sources]
+        parts = [_predict(asked, task, source, rate, None) for source in sources]
         rates.append([f"{rate:.0%}", *_line(Predictions.joined(parts))])
     scores = {"loss": _mean(everything.losses), "accuracy": _mean(everything.right)}
     if task.pseudo_perplexity_tokens:
-        scores["pseudo_perplexity"] = _pseudo_perplexity(model, task, sources, tokenizer)
+        scores["pseudo_perplexity"] = _pseudo_perplexity(asked, task)
     columns = ["loss", "right", "tokens"]
     tables = [
         Table(title="By source", columns=["source", *columns, "unigram entropy"], rows=by_source),
         Table(
             title="By position in the document",
             columns=["position", *columns],
-            rows=_by_position(everything, task.data.max_seq_len),
+            rows=_by_position(everything, asked.data.max_seq_len),
+            plot=["loss"],
         ),
         *_context(everything, task.short),
         Table(title="By masking rate", columns=["masked", *columns], rows=rates),
@@ -106,121 +78,61 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
             rows=_by_frequency(everything, counts),
         ),
     ]
-    return Outcome(scores=scores, validation=scores, split="validation", tables=tables)
-
-
-def _load(asked: Model, tokenizer: Tokenizer) -> ModernBertForMaskedLM:
-    checkpoint = read_checkpoint(asked.source)
-    if checkpoint.tokenizer_files is not None:
-        own = tokenizer_of(checkpoint.tokenizer_files, "in it")
-        if own.fingerprint != tokenizer.fingerprint:
-            raise ValueError(
-                f"{asked.source}: was trained with another tokenizer than the documents were made "
-                "with; losses of different tokens cannot be compared"
-            )
-    model = build_model(checkpoint)
-    check_finite(asked, model)
-    return model
-
-
-def _batches(
-    model: ModernBertForMaskedLM, task: MaskedLm, source: str, tokenizer: Tokenizer, rate: float
-) -> Iterator[PackedBatch]:
-    assert task.data is not None
-    return validation_batches(
-        task.data,
-        source,
-        tokenizer,
-        vocab_size=model.config.vocab_size,
-        masking_rate=rate,
-        max_tokens=task.max_tokens,
-        seed=task.seed,
+    beyond = ~np.isnan(everything.short)
+    if beyond.any():
+        # How much better the same targets are predicted with the whole document in view.
+        gain = _mean(everything.short[beyond]) - _mean(everything.losses[beyond])
+        scores[f"gain_over_{task.short}_tokens"] = gain
+    return Outcome(
+        scores=scores,
+        validation=scores,
+        split=asked.split,
+        tables=tables,
+        notes=[*asked.notes, *_no_context(task, asked, beyond)],
     )
 
 
 @torch.inference_mode()
 def _predict(
-    model: ModernBertForMaskedLM,
+    asked: Material,
     task: MaskedLm,
     source: str,
-    tokenizer: Tokenizer,
     rate: float,
     counts: np.ndarray | None,
     *,
     short: bool = False,
 ) -> Predictions:
     """Predict the masked tokens of a source; counts its tokens, if it is given where."""
-    device = next(model.parameters()).device
+    device = next(asked.model.parameters()).device
     parts = []
-    for batch in _batches(model, task, source, tokenizer, rate):
+    for batch in asked.batches(source, rate=rate, max_tokens=task.max_tokens, seed=task.seed):
         if counts is not None:
             counts += np.bincount(original_ids(batch).numpy(), minlength=counts.size)
-        parts.append(_of_batch(model, batch.to(device), task.short if short else None))
+        each = question(batch, task.short if short else None, asked.tokenizer.pad_id)
+        found = [answers(asked.model, one.to(device)) for one in each.batches]
+        parts.append(predictions(each, found))
     parts = [part for part in parts if part.losses.size]
     if not parts:
         raise ValueError(f"source '{source}': its validation documents hold no token to predict")
     return Predictions.joined(parts)
 
 
-def _of_batch(model: ModernBertForMaskedLM, batch: PackedBatch, short: int | None) -> Predictions:
-    asked = batch.masked_labels != IGNORED
-    slots, labels = batch.masked_positions[asked], batch.masked_labels[asked]
-    segment = torch.searchsorted(batch.cu_seqlens, slots.int(), right=True) - 1
-    positions = slots - batch.cu_seqlens[segment]
-    losses, right = _losses(model, batch, slots, labels)
-    seen_short = torch.full_like(losses, math.nan)
-    if short is not None:
-        beyond = positions >= short
-        if bool(beyond.any()):
-            cut = replace(batch, cu_seqlens=cut_into(batch.cu_seqlens, short))
-            seen_short[beyond] = _losses(model, cut, slots[beyond], labels[beyond])[0]
-    return Predictions(
-        losses=losses.double().cpu().numpy(),
-        right=right.cpu().numpy(),
-        positions=positions.cpu().numpy(),
-        tokens=labels.cpu().numpy(),
-        short=seen_short.double().cpu().numpy(),
-    )
-
-
-def _losses(
-    model: ModernBertForMaskedLM, batch: PackedBatch, slots: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits = model(
-        batch.input_ids,
-        cu_seqlens=batch.cu_seqlens,
-        max_seqlen=batch.max_seqlen,
-        masked_positions=slots,
-    ).logits
-    return token_losses(logits, labels), logits.argmax(-1) == labels
-
-
-def cut_into(cu_seqlens: Tensor, length: int) -> Tensor:
-    """(n+1,) boundaries of documents to those of their windows of at most `length` tokens."""
-    edges = [
-        edge
-        for start, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)
-        for edge in range(start, end, length)
-    ]
-    edges.append(int(cu_seqlens[-1]))
-    return torch.tensor(edges, dtype=torch.int32, device=cu_seqlens.device)
-
-
 @torch.inference_mode()
-def _pseudo_perplexity(
-    model: ModernBertForMaskedLM, task: MaskedLm, sources: Sequence[str], tokenizer: Tokenizer
-) -> float:
+def _pseudo_perplexity(asked: Material, task: MaskedLm) -> float:
     """Exponential of the mean loss of tokens masked one at a time (arXiv:1910.14659).
 
     Of the first tokens of documents, sources in turn, until there are enough.
     """
+    model = asked.model
     device = next(model.parameters()).device
-    mask, special = tokenizer.mask_id, set(tokenizer.special_ids.tolist())
-    wanted = math.ceil(task.pseudo_perplexity_tokens / len(sources))
+    mask, special = asked.tokenizer.mask_id, set(asked.tokenizer.special_ids.tolist())
+    wanted = math.ceil(task.pseudo_perplexity_tokens / len(asked.sources))
     losses: list[Tensor] = []
-    for source in sources:
+    for source in asked.sources:
         left = wanted
-        for batch in _batches(model, task, source, tokenizer, task.rates[0]):
+        for batch in asked.batches(
+            source, rate=task.rates[0], max_tokens=task.max_tokens, seed=task.seed
+        ):
             ids, edges = original_ids(batch), batch.cu_seqlens.tolist()
             for start, end in zip(edges[:-1], edges[1:], strict=True):
                 text = ids[start : min(end, start + _SENTENCE)]
@@ -279,15 +191,12 @@ def _rows(found: Predictions, named: Sequence[tuple[str, np.ndarray]]) -> list[l
 
 
 def _by_position(found: Predictions, max_seq_len: int) -> list[list[Any]]:
-    edges = [0, _FIRST_EDGE]
-    while edges[-1] < max_seq_len:
-        edges.append(2 * edges[-1])
     places = found.positions
     return _rows(
         found,
         [
-            (f"{low} to {min(high, max_seq_len) - 1}", (places >= low) & (places < high))
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
+            (f"{low} to {high}", (places >= low) & (places <= high))
+            for low, high in position_buckets(max_seq_len)
         ],
     )
 
@@ -300,10 +209,19 @@ def _context(found: Predictions, short: int) -> list[Table]:
     count = int(chosen.sum())
     rows: list[list[Any]] = [
         ["the whole document", _mean(found.losses[chosen]), count],
-        [f"windows of {short} tokens", _mean(found.short[chosen]), count],
+        [f"pieces of {short} tokens", _mean(found.short[chosen]), count],
     ]
     title = f"Does context help? Targets beyond the first {short} tokens"
     return [Table(title=title, columns=["seen", "loss", "tokens"], rows=rows)]
+
+
+def _no_context(task: MaskedLm, asked: Material, beyond: np.ndarray) -> list[str]:
+    if beyond.any():
+        return []
+    return [
+        f"whether context helps is not known: no target is beyond the first {task.short} tokens of "
+        f"a document (they are cut at {asked.data.max_seq_len}, `max_seq_len`); see `short`"
+    ]
 
 
 def _by_frequency(found: Predictions, counts: np.ndarray) -> list[list[Any]]:

@@ -19,6 +19,7 @@ from tessera.optim.schedules import decay_begins
 from tessera.tokenizer import Tokenizer
 from tessera.training import distributed, run_folder
 from tessera.training.callbacks.evaluator import Evaluator
+from tessera.training.callbacks.probes import Probes
 from tessera.training.callbacks.progress import Marks
 from tessera.training.callbacks.train_step import TrainStep
 from tessera.training.config import RunConfig
@@ -40,9 +41,11 @@ class RunRecord(Callback):
         train_step: TrainStep,
         evaluator: Evaluator,
         phases_before: Sequence[JsonObject] = (),
+        probes: Probes | None = None,
     ) -> None:
         self.config = config
         self.phases_before = list(phases_before)
+        self.probes = probes
         self.evaluator = evaluator
         self.tokenizer = tokenizer
         self.loader = loader
@@ -64,6 +67,7 @@ class RunRecord(Callback):
             "spikes": self.train_step.guard.state(),
             "evaluation_owed": self.evaluator.owed,
             "phases_before": self.phases_before,
+            "probes_owed": self.probes is not None and self.probes.owed,
         }
         record = {
             "model_config": to_plain(self.config.model),

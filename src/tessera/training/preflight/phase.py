@@ -26,6 +26,7 @@ from tessera.tokenizer.extension import not_an_extension
 from tessera.training.config import RunConfig
 from tessera.training.preflight.sources import (
     one_document_is_all,
+    probe_problems,
     repeated_too_often,
     source_problems,
 )
@@ -102,6 +103,7 @@ def examine(
             splits = [source.split, source.validation_split if elsewhere is None else None]
             key = f"train_data.sources.{name}"
             found += source_problems(key, name, source, splits, tokenizer, opened, whole=whole)
+    found += probe_problems(config)
     frame = None if tokenizer is None else (tokenizer.cls_id, tokenizer.sep_id)
     train = {
         name: opened[name, source.split]

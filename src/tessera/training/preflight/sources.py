@@ -1,16 +1,19 @@
 """What can be known about a phase's sources before it runs: faults, and what is hardly meant."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from tessera.data.config import SourceConfig
 from tessera.data.sources.mds_shard import INDEX, parse_index
 from tessera.data.sources.source import Documents, open_source
 from tessera.data.supply import Reading
+from tessera.evaluation.tasks.tables import look_at
 from tessera.object_store import open_store
 from tessera.paths import is_remote, scheme_of
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer
+from tessera.training.config import RunConfig
 
 MOST_EPOCHS = 4
 """Readings of a source that are about as good as new text (https://arxiv.org/abs/2305.16264)."""
@@ -106,6 +109,24 @@ def _remote_problems(key: str, name: str, source: SourceConfig, splits: list[str
         except ValueError as error:
             return [f"{key}: {error}"]
     return []
+
+
+def probe_problems(config: RunConfig) -> list[str]:
+    """What keeps the labelled texts of a linear probe from being read."""
+    probes = config.evaluation.probes
+    asked = None if probes is None else probes.linear_probe
+    if asked is None:
+        return []
+    key = "evaluation.probes.linear_probe"
+    found = []
+    if find_spec("sklearn") is None:
+        found.append(f"{key}: needs scikit-learn: pip install 'tessera[eval]'")
+    for name, where in (("train", asked.train), ("test", asked.test)):
+        try:
+            look_at(where, [asked.text, asked.label])
+        except ValueError as error:
+            found.append(f"{key}.{name}: {error}")
+    return found
 
 
 def one_document_is_all(name: str, documents: Documents) -> str | None:
