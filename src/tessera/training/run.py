@@ -3,6 +3,7 @@
 Torch and Composer are imported only once everything that can be known to be wrong has been checked.
 """
 
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -137,6 +138,9 @@ def build_run(config: RunConfig) -> Run:
     Raises:
         ConfigError: with everything that is wrong, where it can be known before training.
     """
+    # Read once, when torch is loaded. Threads that spin while they wait for one another take the
+    # core from the one they wait for wherever another process wants it too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     shutdown.forget_failure(config.folder)
     held = hold(config) if distributed.rank() == 0 else None
     with ExitStack() as closing:
