@@ -10,26 +10,8 @@ everything saved (start it again).
 
 import sys
 
-from tessera.config import load, to_yaml
-from tessera.training import distributed
-from tessera.training.config import RunConfig
-from tessera.training.console import say_complete
-from tessera.training.remote.remote_run import is_complete
+from tessera.training.__main__ import main
 from tessera.training.shutdown import leave_after
-
-
-def main(yaml_path: str, *overrides: str) -> int:
-    """Load, build, fit."""
-    config = load(RunConfig, yaml_path, overrides)
-    config.check_world(distributed.world_size())
-    if is_complete(config, to_yaml(config)):
-        say_complete(config)
-        return 0
-
-    from tessera.training.run import build_run  # torch, only once the configuration is right
-
-    return build_run(config).fit()
-
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:

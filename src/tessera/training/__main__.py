@@ -1,6 +1,6 @@
 """One phase, or what is left of it, as one process: `python -m tessera.training CONFIG ...`.
 
-What `main.py` does, for launchers that find the package and not the repository.
+`main.py` is this by another name; launchers that find the package and not the repository use it.
 """
 
 import sys

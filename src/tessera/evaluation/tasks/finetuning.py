@@ -25,7 +25,7 @@ from tessera.evaluation.tasks.config import (
 from tessera.evaluation.tasks.loading import load_tokenizer, load_with_head
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import classification_scores, regression_scores, word_scores
-from tessera.evaluation.tasks.tables import Row, read_split
+from tessera.evaluation.tasks.tables import Row, number_of, read_split
 
 Example = dict[str, Any]
 
@@ -227,7 +227,7 @@ def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
     else:
         names = []
         values = {
-            split: [_number(_where(task, split), row[task.label]) for row in some]
+            split: [number_of(_where(task, split), row[task.label], "label") for row in some]
             for split, some in rows.items()
         }
         # Correlations do not see the scale; a head that begins at 0 learns the standard one sooner.
@@ -358,13 +358,3 @@ def _numbered(where: str, labels: Sequence[Any], numbers: Mapping[Any, int]) -> 
             f"{where}: has labels that train has not: {', '.join(unknown[:5])}; train has {known}"
         )
     return [numbers[label] for label in labels]
-
-
-def _number(where: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: has the label {value!r}, where a number is needed")
-    return number

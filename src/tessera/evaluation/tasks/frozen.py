@@ -4,7 +4,6 @@ Features are the mean of a text's vectors after each layer. Nothing of the model
 layer, and the penalty of the probe, are those that are best on validation.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from tessera.evaluation.tasks.config import LinearProbe, Similarity, main_metric
 from tessera.evaluation.tasks.loading import check_finite, load_tokenizer
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import classification_scores, regression_scores
-from tessera.evaluation.tasks.tables import Row, read_split
+from tessera.evaluation.tasks.tables import Row, number_of, read_split
 
 _BATCH = 64
 
@@ -113,7 +112,7 @@ def _similarity(task: Similarity, features: Callable[[Sequence[Any]], Features])
         if where is None:
             continue
         rows = read_split(where, [task.text, task.pair, task.score], task.limit)
-        truth = np.array([_number(where, row[task.score]) for row in rows])
+        truth = np.array([number_of(where, row[task.score], "score") for row in rows])
         texts = [str(row[column]) for column in (task.text, task.pair) for row in rows]
         both = features(texts)
         measured[split] = [_correlations(layer, truth) for layer in both]
@@ -152,16 +151,6 @@ def _cosines(vectors: np.ndarray) -> np.ndarray:
     one, other = np.split(vectors / np.maximum(norms, 1e-12), 2)
     cosines: np.ndarray = (one * other).sum(1)
     return cosines
-
-
-def _number(where: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: has the score {value!r}, where a number is needed")
-    return number
 
 
 def _texts(task: LinearProbe, rows: Sequence[Row]) -> list[Any]:

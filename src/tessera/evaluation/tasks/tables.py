@@ -4,6 +4,7 @@ Imports no torch.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -209,3 +210,18 @@ def _subset(folder: Path, subset: str, split: str) -> Any:
             raise
         # A folder a subset, and no README.md that says so: what the hub converts is laid so.
         return datasets.load_dataset(str(folder), data_dir=subset, split=split)
+
+
+def number_of(where: str, value: Any, what: str) -> float:
+    """A number that a row holds.
+
+    Raises:
+        ValueError: it is none, or is not finite; `what` says what it should be.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}: has the {what} {value!r}, where a number is needed")
+    return number
