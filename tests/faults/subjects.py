@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -359,9 +360,11 @@ SUBJECTS = {
     "tokenizers": Subject(_edit_tokenizer, _use_tokenizer, _told),
     "words": Subject(_edit_words, _tokenize_words),
     "texts": Subject(_edit_text, _tokenize_text, _count_documents, compared=False),
-    "cleaning": Subject(_edit_text, _clean_text, _count_cleaned, compared=False, seconds=60),
     "resuming": Subject(_edit_run, _go_on, _steps, seconds=90),
     "training": Subject(_edit_a_yaml([Path("phase.yaml")]), _train_edited, seconds=90),
 }
-DEAR = ("resuming", "training", "cleaning")
+DEAR: tuple[str, ...] = ("resuming", "training")
 """Seconds a case rather than tenths."""
+if find_spec("datatrove"):  # of the extra `data`
+    cleaning = Subject(_edit_text, _clean_text, _count_cleaned, compared=False, seconds=60)
+    SUBJECTS["cleaning"], DEAR = cleaning, (*DEAR, "cleaning")
