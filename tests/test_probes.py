@@ -132,6 +132,7 @@ def test_they_leave_no_trace_in_training(corpus, run, tmp_path):
 
 
 def test_no_generator_is_drawn_from(corpus, tmp_path):
+    pytest.importorskip("sklearn")
     from composer.core import Callback
 
     from tessera.training.callbacks.probes import Probes
@@ -191,6 +192,7 @@ def test_a_signal_puts_probes_off_and_the_next_start_makes_up_for_them(corpus, r
 
 
 def test_a_run_from_before_there_were_probes_is_continued(corpus, tmp_path):
+    pytest.importorskip("sklearn")
     plain = tiny_run.settings(corpus, tmp_path / "run", duration="2ba")
     assert tiny_run.train(plain) == 0
     path = run_folder.checkpoint_path(tmp_path / "run", 2)
