@@ -294,3 +294,13 @@ def test_what_other_names_point_to_exists():
     first = {text.split(",")[0].split(":")[0].split(" ")[0] for text in RunConfig.KNOWN_AS.values()}
     assert first - {"nothing"} <= keys
     assert not set(RunConfig.KNOWN_AS) & {key for key in keys if "." not in key}
+
+
+def test_a_source_that_is_not_there_cannot_be_taken_away(tmp_path):
+    from tessera.training.config import RunConfig
+
+    path = REPOSITORY / "yamls" / "phase1.yaml"
+    with pytest.raises(ConfigError, match=r"train_data.sources.webb: is not there .* web, code"):
+        load(RunConfig, path, ["train_data.sources.webb=null"])
+    left = load(RunConfig, path, ["train_data.sources.web=null"]).train_data.sources
+    assert sorted(left) == ["code", "science"]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import yaml
 from reference import fake_hub
 from reference import flexbert as reference
 
-from tessera.checkpoints import CheckpointError, load_model, read_checkpoint
+from tessera.checkpoints import CheckpointError, history, load_model, read_checkpoint
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.release import hub, revisions
 from tessera.checkpoints.release.model_card import About, revision_name
@@ -509,3 +510,16 @@ def test_a_folder_without_results_is_refused_before_anything_is_written(run, tmp
     with pytest.raises(CheckpointError, match="holds no results.json"):
         release(run, tmp_path / "out", results=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lr", "fallen"), [(6900, 0.01, False), (7040, 0.01, False), (7546, 0.006, True)]
+)
+def test_a_step_that_ends_beyond_the_boundary_was_made_before_the_decay(tokens, lr, fallen):
+    """Runs pin the first checkpoint at or past it: the one to start again from."""
+    schedule = {"name": "warmup_stable_decay", "warmup": "1_000tok", "decay": "1_000tok"}
+    known = SimpleNamespace(
+        run_config={"duration": "8_000tok", "schedule": schedule},
+        progress={"tokens": tokens, "lr": lr, "max_lr": 0.01},
+    )
+    assert history.decayed(known) is fallen

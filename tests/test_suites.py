@@ -24,12 +24,12 @@ from judging import (
 from reference import fake_slurm
 
 from tessera.cli.main import main
-from tessera.config import load
+from tessera.config import ConfigError, load
 from tessera.evaluation.jobs.models import Model
 from tessera.evaluation.jobs.plan import survey
 from tessera.evaluation.jobs.records import Outcome, Records
 from tessera.evaluation.results import write_results
-from tessera.evaluation.suites import SuiteConfig
+from tessera.evaluation.suites import SuiteConfig, load_suite
 from tessera.reporting.results_page import write_results_page
 
 
@@ -350,3 +350,11 @@ def test_models_must_be_there_and_have_names_of_their_own(place, tmp_path, capsy
 def test_a_task_that_cannot_be_trained_is_refused(place, capsys, task, says):
     assert main(["finetune", str(place / "model"), "--task", task]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suite", ["glue", "yamls/evaluation/glue.yaml"])
+def test_a_task_that_is_not_there_cannot_be_taken_away(suite, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(ConfigError, match=r"tasks.rtee: is not there .*; there are mnli, qqp"):
+        load_suite(suite, ["tasks.rtee=null"])
+    assert "rte" not in load_suite(suite, ["tasks.rte=null"]).tasks

@@ -67,9 +67,40 @@ def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: naming the file and every key that is wrong, with what was likely meant.
     """
+    refuse_idle_removals(cls, path, overrides)
     plain = load_plain(path, overrides)
     complete = getattr(cls, "complete", None)
     return decode(cls, plain if complete is None else complete(plain), str(_local(str(path))))
+
+
+def refuse_idle_removals(cls: type, path: str | Path, overrides: Sequence[str]) -> None:
+    """Refuse `SECTION.NAME=null` where there is no such name, in sections that a class lists.
+
+    Args:
+        cls: may have `NAMED`, the dotted sections whose keys are names that anybody chooses.
+        path: the YAML.
+        overrides: from a command line.
+
+    Raises:
+        ConfigError: naming what there is to take away.
+    """
+    for section in getattr(cls, "NAMED", ()):
+        taken = [
+            key.removeprefix(f"{section}.")
+            for key, _, value in (override.partition("=") for override in overrides)
+            if key.startswith(f"{section}.") and value.strip() in {"null", "~", ""}
+        ]
+        taken = [name for name in taken if "." not in name]
+        if not taken:
+            continue
+        found = load_plain(path)
+        for part in section.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        names = list(found) if isinstance(found, dict) else []
+        for name in taken:
+            if name not in names:
+                there = f"there are {', '.join(map(str, names))}" if names else "there are none"
+                raise ConfigError(f"{section}.{name}: is not there to be taken away; {there}")
 
 
 def load_plain(path: str | Path, overrides: Sequence[str] = ()) -> Any:

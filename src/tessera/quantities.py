@@ -86,6 +86,20 @@ def short_number(value: float, *, decimals: int | None = None) -> str:
     return f"{value:.3g}" if decimals is None else f"{value:.0f}"
 
 
+def count(text: str) -> float:
+    """A number as `short_number` writes it, 150M or 1.7T, or as Python does, 150e6.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    size = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(text.strip()[-1:].lower(), 1.0)
+    number = text.strip()[:-1] if size > 1 else text
+    try:
+        return float(number.replace("_", "")) * size
+    except ValueError:
+        raise ValueError(f"'{text}' is no number such as 150M or 150e6") from None
+
+
 def short_time(seconds: float) -> str:
     """The two largest units that say something: 4.2 s, 3 min 5 s, 2 h 10 min, 4 d 3 h."""
     if not math.isfinite(seconds):

@@ -40,7 +40,11 @@ def decayed(checkpoint: Checkpoint) -> bool | None:
     if begin is None:
         return None
     done = checkpoint.progress.get(begin.counted)
-    return isinstance(done, int) and done > begin.value if begin.value >= 0 else False
+    if begin.value < 0 or not isinstance(done, int) or done <= begin.value:
+        return False
+    # A length in tokens ends inside a step, which is made at the rate that it began with.
+    rate, peak = (checkpoint.progress.get(key) for key in ("lr", "max_lr"))
+    return rate is None or peak is None or rate < peak
 
 
 def decay_begin(settings: Mapping[str, Any]) -> Duration | None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from tessera import fetch
 from tessera.cli.arguments import add_config, at_least
-from tessera.config import ConfigError, decode, defined_in, load_plain, refusal, to_plain
+from tessera.config import (
+    ConfigError,
+    decode,
+    defined_in,
+    load_plain,
+    refusal,
+    refuse_idle_removals,
+    to_plain,
+)
 from tessera.training.config import RunConfig
 from tessera.training.remote.remote_run import has_begun
 from tessera.training.start.inherited import RECIPE, Taken, fill
@@ -82,6 +90,7 @@ def check(
     Raises:
         ConfigError: it is no YAML.
     """
+    refuse_idle_removals(RunConfig, path, overrides)
     plain, taken = fill(load_plain(path, overrides), [to_plain(config) for config in before])
     try:
         config = decode(RunConfig, plain, path)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from tessera.config import ConfigError, load
 from tessera.data.preparation.executors.executor import ExecutorConfig
@@ -22,6 +23,7 @@ FOLDER = Path(__file__).parents[3] / "yamls" / "evaluation"
 class SuiteConfig:
     """The YAML of a suite."""
 
+    NAMED: ClassVar[tuple[str, ...]] = ("tasks",)
     tasks: dict[str, Task] = field(default_factory=dict)
     """By a name of yours."""
     seeds: list[int] = field(default_factory=lambda: [1618, 42, 6033])

@@ -301,6 +301,7 @@ class SpikeConfig:
 class RunConfig:
     """One phase of training, from one YAML."""
 
+    NAMED: ClassVar[tuple[str, ...]] = ("train_data.sources", "evaluation.sources")
     KNOWN_AS: ClassVar[dict[str, str]] = {
         "learning_rate": "optimizer.lr",
         "max_lr": "optimizer.lr",

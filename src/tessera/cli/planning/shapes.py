@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tessera.cli.arguments import at_least
 from tessera.config import ConfigError
+from tessera.quantities import count
 
 if TYPE_CHECKING:
     from tessera.planning.shapes import Shape
@@ -16,7 +17,7 @@ _WIDTHS = (256, 384, 512, 640, 768, 1024, 1280, 1536)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("parameters", type=float, metavar="PARAMETERS", help="such as 150e6")
+    parser.add_argument("parameters", metavar="PARAMETERS", help="such as 150M")
     add = parser.add_argument
     add("--hidden", type=int, nargs="+", default=list(_WIDTHS), metavar="N", help="hidden sizes")
     add("--vocab-size", type=int, default=50_368, metavar="N")
@@ -40,14 +41,18 @@ def run(options: argparse.Namespace) -> None:
     for option in ("vocab_size", "length", "slots", "top"):
         at_least(1, f"--{option.replace('_', '-')}", getattr(options, option))
     at_least(64, "--hidden", min(options.hidden))
-    at_least(1, "PARAMETERS", int(options.parameters))
+    try:
+        parameters = count(options.parameters)
+    except ValueError as error:
+        raise ConfigError(f"PARAMETERS: {error}") from None
+    at_least(1, "PARAMETERS", int(parameters))
 
     from tessera.planning.gpus import gpu_of
     from tessera.planning.shapes import shapes
 
     gpus = {name.lower(): gpu_of(name) for name in options.gpu}
     found, rejected = shapes(
-        options.parameters,
+        parameters,
         options.hidden,
         vocab_size=options.vocab_size,
         length=options.length,
@@ -58,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     if not fitting:
         raise ConfigError(
             f"no shape of hidden size {', '.join(map(str, options.hidden))} and a vocabulary of "
-            f"{options.vocab_size:,} has about {options.parameters:g} parameters; multiples of 64 "
+            f"{options.vocab_size:,} has about {parameters:g} parameters; multiples of 64 "
             "are considered, with at least two layers"
         )
     chosen = fitting[: options.top]

@@ -40,7 +40,8 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
     left = [str(d) for d in task.distances if d not in texts.distances]
     if left:
         notes.append(
-            f"distances left out: {', '.join(left)} do not fit into {asked.data.max_seq_len} tokens"
+            f"distances left out: {', '.join(left)} do not fit between a phrase of "
+            f"{task.phrase_tokens} tokens and the {asked.data.max_seq_len} tokens in view"
         )
     if texts.names < task.names:
         notes.append(
