@@ -239,7 +239,9 @@ def same(one: dict, other: dict, *, exact: bool) -> bool:
 
 
 def _records(path: Path) -> list[dict]:
-    return tiny_run.untimed([json.loads(line) for line in path.read_text().splitlines()])
+    """All records; a torn line at the end of a run that was complete already is none, and stays."""
+    whole = path.read_text().rpartition("\n")[0]
+    return tiny_run.untimed([json.loads(line) for line in whole.splitlines()])
 
 
 def _finish(process: subprocess.Popen, seconds: float = 240) -> tuple[str, int | None]:
