@@ -304,3 +304,13 @@ def test_a_source_that_is_not_there_cannot_be_taken_away(tmp_path):
         load(RunConfig, path, ["train_data.sources.webb=null"])
     left = load(RunConfig, path, ["train_data.sources.web=null"]).train_data.sources
     assert sorted(left) == ["code", "science"]
+
+
+@pytest.mark.parametrize("address", ["https://user:pw@api.wandb.ai", "team/project", "a:b"])
+@pytest.mark.parametrize("key", ["project", "entity", "group"])
+def test_wandb_is_given_names_and_no_address(key, address):
+    from tessera.training.config import RunConfig
+
+    path = REPOSITORY / "yamls" / "phase1.yaml"
+    with pytest.raises(ConfigError, match=rf"logging.wandb.{key}: is a name, not an address"):
+        load(RunConfig, path, [f"logging.wandb.{key}='{address}'"])

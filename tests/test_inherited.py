@@ -72,6 +72,11 @@ def test_a_file_and_a_folder_by_themselves_say_it_too(corpus, first, tmp_path):
     export(first, tmp_path / "hf")
     config = load(RunConfig, ANNEAL, annealing(corpus, tmp_path / "hf", tmp_path / "run"))
     assert config.model.hidden_size == 32 and config.tokenizer == str(tmp_path / "hf")
+    found = check(
+        str(ANNEAL), annealing(corpus, tmp_path / "hf", tmp_path / "run"), Hardware(world_size=1)
+    )
+    assert "which says nothing of rows and batch" in found.lines["starts from"]
+    assert any("1,000 tokens are less than one batch" in doubt for doubt in found.doubts)
     assert config.train_data.max_seq_len == 64
 
 

@@ -275,6 +275,21 @@ def test_a_command_refuses_a_place_and_makes_no_folder(command, place, scratch, 
     assert sorted(os.listdir(scratch)) == before
 
 
+@pytest.mark.parametrize("key", ["tokenizer", "start_from"])
+def test_a_place_that_means_nothing_is_one_problem(key, scratch, capsys):
+    path = tiny_run.write_yaml(scratch / "run.yaml", with_value(key, "$UNSET/x", scratch))
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count(f"  {key}: ") == 1 and "UNSET is not set" in said
+
+
+@pytest.mark.parametrize("place", ["file://host/x", "file://x"])
+def test_a_file_address_has_no_host(place):
+    with pytest.raises(ValueError, match="expected file:///folder"):
+        LOCAL.parse(place)
+    assert LOCAL.parse("file:///x") == "/x"
+
+
 @pytest.mark.parametrize("script", ["tokenize", "clean", "train_tokenizer", "harvest"])
 def test_preparation_refuses_a_place_and_makes_no_folder(script, scratch):
     path = tiny_run.REPOSITORY / "data_prep" / f"{script}.py"

@@ -14,7 +14,8 @@ from judging import make_texts
 from tessera.checkpoints import load_model
 from tessera.config import decode
 from tessera.data.validation import validation_batches
-from tessera.evaluation.predictions import Predictions, answers, predictions, question
+from tessera.evaluation.predictions import Predictions, predictions, question
+from tessera.model.scoring import answers
 from tessera.tokenizer import load_tokenizer
 from tessera.training import run_folder
 from tessera.training.config import RunConfig

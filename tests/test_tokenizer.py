@@ -252,6 +252,13 @@ def test_roles_that_only_transformers_class_knows_are_found(tmp_path):
     assert load_tokenizer(folder).mask_id == SPECIAL.index("[MASK]")
 
 
+def test_a_folder_that_holds_no_tokenizer_is_called_that_without_transformers(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a tokenizer")
+    with pytest.raises(ValueError, match=r"no tokenizer.json there; name the folder") as said:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(said.value)
+
+
 def test_an_id_while_offline_is_asked_for_once_and_answered_at_once(monkeypatch, capfd, caplog):
     from huggingface_hub import constants
 

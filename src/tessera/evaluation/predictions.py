@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tessera.batch import IGNORED, PackedBatch
 from tessera.evaluation.segments import Segment, batches_of
-from tessera.model.modernbert import ModernBertForMaskedLM
-from tessera.model.scoring import token_losses
 
 _FIRST_EDGE = 128
 
@@ -62,23 +59,6 @@ class Question:
     def batches(self) -> list[PackedBatch]:
         """All that has to be asked, in the order in which `predictions` takes the answers."""
         return [self.batch, *self.cut]
-
-
-def answers(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
-    """(2, M) float32: loss in nats of each prediction slot, and 1 where it is right.
-
-    Args:
-        encoder: in eval mode.
-        batch: on the encoder's device.
-    """
-    logits = encoder(
-        batch.input_ids,
-        cu_seqlens=batch.cu_seqlens,
-        max_seqlen=batch.max_seqlen,
-        masked_positions=batch.masked_positions,
-    ).logits
-    right = logits.argmax(-1) == batch.masked_labels
-    return torch.stack([token_losses(logits, batch.masked_labels), right.float()])
 
 
 def question(batch: PackedBatch, short: int | None, pad_id: int) -> Question:

@@ -21,15 +21,25 @@ def scores(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
         encoder: in eval mode.
         batch: on the encoder's device.
     """
-    labels = batch.masked_labels
+    losses, right = answers(encoder, batch)
+    return torch.stack([losses.sum(), right.sum()]).double()
+
+
+def answers(encoder: ModernBertForMaskedLM, batch: PackedBatch) -> Tensor:
+    """(2, M) float32: loss in nats of each prediction slot, and 1 where it is right.
+
+    Args:
+        encoder: in eval mode.
+        batch: on the encoder's device.
+    """
     logits = encoder(
         batch.input_ids,
         cu_seqlens=batch.cu_seqlens,
         max_seqlen=batch.max_seqlen,
         masked_positions=batch.masked_positions,
     ).logits
-    right = (logits.argmax(-1) == labels).sum()
-    return torch.stack([token_losses(logits, labels).sum(), right]).double()
+    right = logits.argmax(-1) == batch.masked_labels
+    return torch.stack([token_losses(logits, batch.masked_labels), right.float()])
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

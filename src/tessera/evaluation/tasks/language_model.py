@@ -16,16 +16,10 @@ from torch import Tensor
 from tessera.evaluation.documents import Material, material
 from tessera.evaluation.jobs.records import Job, Outcome, Table
 from tessera.evaluation.masked_lm import entropy, original_ids
-from tessera.evaluation.predictions import (
-    Predictions,
-    answers,
-    position_buckets,
-    predictions,
-    question,
-)
+from tessera.evaluation.predictions import Predictions, position_buckets, predictions, question
 from tessera.evaluation.tasks.config import MaskedLm
 from tessera.model.modernbert import ModernBertForMaskedLM
-from tessera.model.scoring import token_losses
+from tessera.model.scoring import answers, token_losses
 
 _RANKS = (10, 100, 1000, 10_000)
 _SENTENCE = 128

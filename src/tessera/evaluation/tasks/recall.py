@@ -7,9 +7,9 @@ import torch
 
 from tessera.evaluation.documents import material
 from tessera.evaluation.jobs.records import Job, Outcome, Table
-from tessera.evaluation.predictions import answers
 from tessera.evaluation.recall import recall_texts, recalled
 from tessera.evaluation.tasks.config import Recall
+from tessera.model.scoring import answers
 
 
 @torch.inference_mode()

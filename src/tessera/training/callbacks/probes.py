@@ -25,7 +25,6 @@ from tessera.evaluation.masked_lm import contents_of
 from tessera.evaluation.predictions import (
     Predictions,
     Question,
-    answers,
     position_buckets,
     predictions,
     question,
@@ -35,6 +34,7 @@ from tessera.evaluation.segments import Segment, batches_of
 from tessera.evaluation.tasks.config import NAME_TOKENS, PHRASE_TOKENS
 from tessera.evaluation.tasks.tables import read_split
 from tessera.files import JsonObject
+from tessera.model.scoring import answers
 from tessera.tokenizer import Tokenizer
 from tessera.training import distributed
 from tessera.training.callbacks.evaluator import Batches, Measurement

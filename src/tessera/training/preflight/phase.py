@@ -177,6 +177,13 @@ def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str
             f"optimizer.lr: {config.optimizer.lr:g} is far above what trains (the recipe's peak is "
             "8e-4; small models take up to some 1e-2)"
         )
+    slots = config.batch.rows * config.train_data.row_tokens
+    if config.duration.unit == "tok" and config.duration.value < slots:
+        found.append(
+            f"duration: {config.duration.value:,} tokens are less than one batch of {slots:,} "
+            f"slots ({config.batch.rows:,} rows of train_data.row_tokens); lower batch.rows, or "
+            "train longer"
+        )
     rows = config.model.vocab_size
     if tokenizer is not None and rows >= 1.5 * tokenizer.size:
         idle = (rows - tokenizer.size) * config.model.hidden_size

@@ -108,7 +108,8 @@ def _settings_before(
         return RECIPE, {}
     try:
         here = fetch.local(origin)
-        return origin, _recorded(here) or _read(origin, here)
+        recorded = _recorded(here)
+        return (origin, recorded) if recorded else _read(origin, here)
     except (ValueError, OSError):
         return RECIPE, {}
 
@@ -147,8 +148,11 @@ def _config(folder: Path) -> JsonObject | None:
     return found if isinstance(found, dict) else None
 
 
-def _read(origin: str, path: Path) -> JsonObject:
-    """The same of a checkpoint by itself, which takes torch to read."""
+def _read(origin: str, path: Path) -> tuple[str, JsonObject]:
+    """The same of a checkpoint by itself, which takes torch to read, and where it is from.
+
+    A folder of Hugging Face knows a length and no batch: one as large as the recipe's is chosen.
+    """
     from tessera.checkpoints.reader import read_checkpoint
 
     checkpoint = read_checkpoint(path)
@@ -160,7 +164,8 @@ def _read(origin: str, path: Path) -> JsonObject:
         row_tokens = _SEGMENTS_OF_A_ROW * checkpoint.max_seq_len
         found["train_data"] = {"max_seq_len": checkpoint.max_seq_len, "row_tokens": row_tokens}
         found["batch"] = {"rows": max(1, _BATCH_SLOTS // row_tokens)}
-    return found
+        origin += ", which says nothing of rows and batch: the recipe's, for its length"
+    return origin, found
 
 
 def _whole(theirs: Mapping[str, Any]) -> JsonObject:
