@@ -73,7 +73,7 @@ def _framed(stream: BinaryIO) -> Iterator[tuple[bytes, bytes | None]]:
             fields[name.strip().lower()] = value.strip()
             head.append(line)
         length = fields.get(b"content-length", b"")
-        if not (line.endswith(b"\n") and length.isdigit()):
+        if not length.isdigit():
             what = "has no length" if line.endswith(b"\n") else "is cut off"
             raise ValueError(f"record {number} {what}; replace the file")
         kind = fields.get(b"warc-type", b"")
