@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,data,eval]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,data,eval,serve]'
 	touch $@
 
 # The floor: what plain pip resolves to, without any override.

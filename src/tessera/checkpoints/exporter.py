@@ -1,9 +1,11 @@
 """Writing models as folders that transformers 4 and 5 load, verified before they appear."""
 
+import contextlib
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tessera.checkpoints.formats.huggingface import OWN_FILE
 from tessera.checkpoints.formats.huggingface_config import write_config
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import load_json, sha256
-from tessera.files import as_json
+from tessera.files import JsonObject, as_json
 from tessera.tokenizer import Tokenizer, files_for_transformers, tokenizer_of
 
 log = logging.getLogger(__name__)
@@ -48,19 +50,30 @@ def export(
             things, or transformers does not compute our logits. Nothing is left at `out`.
     """
     out = Path(out)
+    with replacing(out) as temporary:
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = read_checkpoint(checkpoint)
+        write_folder(checkpoint, temporary, max_seq_len=max_seq_len)
+        verify(checkpoint, temporary)
+    return out
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder to fill, which is at `out` afterwards unless an error is raised in between.
+
+    Raises:
+        CheckpointError: something else than an earlier export is at `out`.
+    """
     check_replaceable(out)
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = read_checkpoint(checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.exporting-", dir=out.parent))
     try:
-        write_folder(checkpoint, temporary, max_seq_len=max_seq_len)
-        verify(checkpoint, temporary)
+        yield temporary
         temporary.chmod(0o777 & ~_umask())
         put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return out
 
 
 def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | None = None) -> None:
@@ -100,13 +113,16 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
     file = folder / "model.safetensors"
     safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", file)  # it was written for its owner alone
-    own = {
-        "format": FORMAT,
-        "model_config": asdict(checkpoint.model_config),
-        "progress": checkpoint.progress,
-        "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())},
-    }
-    (folder / OWN_FILE).write_text(as_json(own), encoding="utf-8")
+    own = {"model_config": asdict(checkpoint.model_config), "progress": checkpoint.progress}
+    sign(folder, own)
+
+
+def sign(folder: Path, own: JsonObject) -> None:
+    """Write what is ours about a folder, and which files are: a later export may replace them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != OWN_FILE)
+    sums = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    content = {"format": FORMAT, **own, "sha256": sums}
+    (folder / OWN_FILE).write_text(as_json(content), encoding="utf-8")
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -231,7 +247,7 @@ def check_replaceable(out: Path) -> None:
     if not names:
         return
     own = load_json(out / OWN_FILE) if OWN_FILE in names else {}
-    foreign = sorted(names - set(own.get("sha256", {})) - {OWN_FILE})
+    foreign = sorted(names - {name.split("/")[0] for name in own.get("sha256", {})} - {OWN_FILE})
     if own.get("format") != FORMAT or foreign:
         raise CheckpointError(
             f"{out}: already holds files that no export of ours wrote ({', '.join(foreign[:3])}); "

@@ -1,7 +1,8 @@
 """Tokens a second on synthetic documents, by the protocol of ModernBERT's efficiency/.
 
 Four shapes, random ids; the packed model as we serve it beside transformers' sdpa on padded
-batches, in turns within one process. Only real tokens count.
+batches, and beside graphs that lie in the model's folder, in turns within one process. Only real
+tokens count.
 """
 
 import statistics
@@ -45,6 +46,7 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
         notes.append("is no ModernBERT, which alone can be served packed")
     else:
         ways = {"packed (ours)": packed, **ways}
+    ways |= _graphs(job.model, device, notes)
     rows: list[list[Any]] = []
     scores: dict[str, float] = {}
     for name, length, variable, count in _shapes(task):
@@ -59,7 +61,7 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
             speeds[way] = []
         for _ in range(task.runs):  # in turns, so that a busy moment of the machine hits all
             for way, serve in ways.items():
-                batches = _batches(documents, sizes[way], padded=way.startswith("padded"))
+                batches = _batches(documents, sizes[way], padded=way != "packed (ours)")
                 speeds[way].append(_tokens_per_second(serve, batches, device))
         first = next(iter(speeds))
         base = statistics.fmean(speeds["padded (transformers, sdpa)"])
@@ -208,6 +210,50 @@ def _packed(asked: Model, device: str) -> Serve | None:
     return serve
 
 
+def _graphs(asked: Model, device: str, notes: list[str]) -> dict[str, Serve]:
+    """What `tessera export --onnx --int8 --openvino` left in the folder, on padded batches."""
+    from tessera.checkpoints.graphs import PLACES, missing_packages, session
+
+    found: dict[str, Serve] = {}
+    for kind, place in PLACES.items():
+        file = Path(asked.folder) / place
+        if not file.is_file():
+            continue
+        missing = missing_packages([kind])
+        if device != "cpu" or missing:
+            why = f"{', '.join(missing)} is not installed" if missing else "graphs run on a CPU"
+            notes.append(f"{place}: not timed, {why}")
+            continue
+        run = session(file, threads=torch.get_num_threads())
+
+        def serve(documents: Documents, run: Any = run) -> Any:
+            ids, mask = _rectangle(documents, "cpu")
+            return run(ids.numpy(), mask.numpy())
+
+        shape = serve([torch.full((16,), 5)]).shape
+        head = "" if len(shape) == 3 and shape[-1] == _width(asked) else ", with its head"
+        found[f"padded ({kind}{head})"] = serve
+    return found
+
+
+def _width(asked: Model) -> int | None:
+    from transformers import AutoConfig
+
+    width: int | None = getattr(AutoConfig.from_pretrained(asked.folder), "hidden_size", None)
+    return width
+
+
+def _rectangle(documents: Documents, device: str) -> tuple[Tensor, Tensor]:
+    """(texts, tokens) ids and mask, int64."""
+    most = max(document.numel() for document in documents)
+    ids = torch.zeros(len(documents), most, dtype=torch.int64, device=device)
+    mask = torch.zeros_like(ids)
+    for row, document in enumerate(documents):
+        ids[row, : document.numel()] = document
+        mask[row, : document.numel()] = 1
+    return ids, mask
+
+
 def _padded(asked: Model, device: str) -> tuple[Serve, int | None, int]:
     """Transformers' model on padded batches; where its positions end, and its vocabulary."""
     from transformers import AutoModel
@@ -227,12 +273,7 @@ def _padded(asked: Model, device: str) -> tuple[Serve, int | None, int]:
     longest = None if rotary else getattr(config, "max_position_embeddings", None)
 
     def serve(documents: Documents) -> Any:
-        most = max(document.numel() for document in documents)
-        ids = torch.zeros(len(documents), most, dtype=torch.int64, device=device)
-        mask = torch.zeros_like(ids)
-        for row, document in enumerate(documents):
-            ids[row, : document.numel()] = document
-            mask[row, : document.numel()] = 1
+        ids, mask = _rectangle(documents, device)
         return model(input_ids=ids, attention_mask=mask)
 
     return serve, longest, int(config.vocab_size)
