@@ -54,7 +54,7 @@ def test_what_an_array_of_json_does_not_hold_is_not_left_out_in_silence(tmp_path
 def test_a_line_nested_too_deep_is_refused_by_its_place(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a"}\n' + "[" * 100_000)
-    with pytest.raises(ValueError, match="no JSON in the line at 14"):
+    with pytest.raises(ValueError, match="no JSON in the line at byte 14"):
         read(path)
 
 

@@ -459,7 +459,11 @@ def test_killed_at_any_part_it_goes_on_and_the_result_is_the_same(
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        ('{"text": "a"}\nnot json\n', {}, "c.jsonl: no JSON in the line at 14.*mend or remove it"),
+        (
+            '{"text": "a"}\nnot json\n',
+            {},
+            "no JSON in the line at byte 14.*mend or remove it",
+        ),
         ('{"body": "a"}\n', {}, "no column 'text' at c.jsonl@0, only body; .*--text-column"),
         ('{"text": 3}\n', {}, "column 'text' at c.jsonl@0 is int, not text"),
         ('["a"]\n', {}, "only list"),
@@ -568,7 +572,7 @@ def test_lines_of_any_ending_are_read(tokenize, tmp_path, tokenizer_folder, cont
         ("c.jsonl", b"", "no document in it has text for train"),
         ("c.csv", b"id,text\n", "no document in it has text for train"),
         ("c.jsonl", LINES, "raise --validation-share from 0.01"),
-        ("c.jsonl", LINES + b'{"text": "caf\xe9"}\n', r"not UTF-8 in the line at \d+"),
+        ("c.jsonl", LINES + b'{"text": "caf\xe9"}\n', r"not UTF-8 in the line at byte \d+"),
         ("c.csv", b"id,text\na,caf\xe9\n", "c.csv: not UTF-8 .*iconv"),
         ("c.jsonl.gz", gzip.compress(LINES)[:-9], "c.jsonl.gz: cannot be read, .*cut short"),
     ],

@@ -80,7 +80,7 @@ def test_a_mistake_in_the_input_comes_back_from_the_cluster(corpus, tmp_path, sl
     (tmp_path / "bad.jsonl").write_text(lines + "no json\n" + lines)
     done = slurm_call([tmp_path / "bad.jsonl", arguments[1], *arguments[2:]], tmp_path / "o", slurm)
     assert done.returncode == 2, done.stderr
-    assert "bad.jsonl: no JSON in the line at 42000" in done.stderr
+    assert "bad.jsonl: no JSON in the line at byte 42,000" in done.stderr
     assert "Traceback" not in done.stderr
 
 

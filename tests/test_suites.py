@@ -253,7 +253,10 @@ def test_what_fails_is_named_and_the_others_finish(
     models = [f"m={place / 'model'}", "bare", "decoder"]
     assert main(["evaluate", *models, "--suite", "s.yaml", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert "1 jobs failed, and 10 tasks could not begin" in said and "Traceback" not in said
+    assert (
+        "of the jobs, 1 failed and 10 could not begin; the page says" in said
+        and "Traceback" not in said
+    )
     found = entries(Path("results"))
     assert found["m", "good"]["state"] == "done"
     assert found["m", "absent"]["message"].endswith("nowhere.jsonl: there is no such file")

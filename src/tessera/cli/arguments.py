@@ -162,10 +162,12 @@ def judge_models(
     print(f"numbers  {out / 'results.json'}, {out / 'results.csv'}")
     failed = [cell for cell in cells if cell.problem is not None or cell.failed]
     if failed:
-        jobs = sum(len(cell.failed) for cell in cells)
-        never = sum(cell.problem is not None for cell in cells)
+        counts = {
+            "failed": sum(len(cell.failed) for cell in cells),
+            "could not begin": sum(cell.problem is not None for cell in cells),
+        }
+        said = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise ConfigError(
-            f"{jobs} jobs failed, and {never} tasks could not begin; the page says which and why; "
-            "the same command tries them again"
+            f"of the jobs, {said}; the page says which and why; the same command tries them again"
         )
     return cells

@@ -45,13 +45,16 @@ def write_results_page(entries: Sequence[JsonObject], out: Path, command: str) -
     tasks = list(dict.fromkeys(entry["task"] for entry in entries))
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     cells = {(entry["model"], entry["task"]): entry for entry in entries}
+    answers = {task: [cells[m, task] for m in models if (m, task) in cells] for task in tasks}
+    finished = [task for task in tasks if any(entry["runs"] for entry in answers[task])]
     body = [
         "<h1>What the models are good for</h1>",
-        *(f"<p>{escape(line)}</p>" for line in _lead(models, tasks, entries)),
+        *(f"<p>{escape(line)}</p>" for line in _lead(models, tasks, cells)),
         _overview(models, tasks, cells),
         _pareto(models, tasks, cells),
         _failures(entries),
-        *(_task(task, [cells[m, task] for m in models if (m, task) in cells]) for task in tasks),
+        *(_task(task, answers[task]) for task in finished),
+        _unfinished([task for task in tasks if task not in finished]),
         f"<h2>The command</h2><pre>{escape(command)}</pre>",
     ]
     page = document("Evaluation", [part for part in body if part], _STYLE)
@@ -59,13 +62,22 @@ def write_results_page(entries: Sequence[JsonObject], out: Path, command: str) -
 
 
 def _lead(
-    models: Sequence[str], tasks: Sequence[str], entries: Sequence[JsonObject]
+    models: Sequence[str], tasks: Sequence[str], cells: Mapping[tuple[str, str], JsonObject]
 ) -> Iterable[str]:
+    entries = list(cells.values())
+    meant = _meant(models, tasks, cells)
+    metrics = list(dict.fromkeys(_metric_name(e) for e in entries if e["task"] in meant))
+    mixed = metrics if len(metrics) > 1 else []
     yield (
         f"{len(models)} models on {len(tasks)} tasks: the mean over seeds, and their standard "
         "deviation where there is more than one. A star marks the best of a column; a difference "
         "smaller than the spread says nothing."
     )
+    if mixed:
+        yield (
+            f"The mean is over scores of different kinds ({', '.join(mixed)}), each a hundredfold: "
+            "it orders models, and is no score by itself."
+        )
     waiting = sum(entry["state"] == "waiting" for entry in entries)
     if waiting:
         yield f"Not finished: {waiting} of {len(entries)} numbers are still to come."
@@ -131,7 +143,7 @@ def _mean_score(
 
 def _best(entries: Sequence[JsonObject]) -> float | None:
     values = [entry["mean"] for entry in entries if entry["mean"] is not None]
-    if len(values) < 2:
+    if len(set(values)) < 2:  # alone, or all alike
         return None
     pick: Callable[[Iterable[float]], float] = min if entries[0]["lower_is_better"] else max
     return pick(values)
@@ -180,10 +192,13 @@ def _failures(entries: Sequence[JsonObject]) -> str:
     failed = [entry for entry in entries if entry["message"]]
     if not failed:
         return ""
+    alike: dict[tuple[str, str], list[JsonObject]] = {}
+    for entry in failed:  # what is wrong with a model is so in each of its tasks
+        alike.setdefault((entry["model"], entry["message"]), []).append(entry)
     lines = "".join(
-        f"<li><b>{escape(entry['task'])}</b> for <b>{escape(entry['model'])}</b>: "
-        f"{escape(entry['message'])}{_links(entry['failed_jobs'])}</li>"
-        for entry in failed
+        f"<li><b>{escape(model)}</b>, {escape(', '.join(entry['task'] for entry in some))}: "
+        f"{escape(message)}{_links([job for entry in some for job in entry['failed_jobs']])}</li>"
+        for (model, message), some in alike.items()
     )
     return f'<h2 class="failed">What failed</h2><ul>{lines}</ul>'
 
@@ -198,9 +213,7 @@ def _links(jobs: Sequence[str]) -> str:
 
 def _task(task: str, entries: Sequence[JsonObject]) -> str:
     parts = [f'<h2 id="{_anchor(task)}">{escape(task)}</h2>']
-    first = next((entry for entry in entries if entry["runs"]), None)
-    if first is None:
-        return "".join([*parts, "<p>No job of it is finished.</p>"])
+    first = next(entry for entry in entries if entry["runs"])
     said = f"{str(first['kind']).replace('_', ' ')}; scores of the {first['split']} split."
     chosen = [entry for entry in entries if entry["points_tried"] > 1 and entry["point"]]
     if chosen:
@@ -218,6 +231,13 @@ def _task(task: str, entries: Sequence[JsonObject]) -> str:
         f"<details><summary>Commands and versions</summary><pre>{escape(about)}</pre></details>"
     )
     return "".join(parts)
+
+
+def _unfinished(tasks: Sequence[str]) -> str:
+    if not tasks:
+        return ""
+    names = ", ".join(f'<span id="{_anchor(task)}">{escape(task)}</span>' for task in tasks)
+    return f"<h2>Without a finished job</h2><p>{names}</p>"
 
 
 def _machine(entries: Sequence[JsonObject]) -> str:

@@ -77,7 +77,7 @@ def records(
         return warc_records(open_stream(address, compression), notes)
     can_be_entered = kind == "jsonl" and compression is None and reading.cuts_lines
     if can_be_entered and (start or is_lines_of_json(address, reading)):
-        return _json_lines(_lines_between(address, start, stop), reading)
+        return _json_lines(_lines_between(address, start, stop), reading, at_bytes=True)
     stream = open_stream(address, compression)
     refuse_another_encoding(stream, reading)
     if kind == "jsonl":
@@ -204,21 +204,26 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _json_lines(lines: Iterator[tuple[Any, bytes]], reading: Reading) -> Iterator[Record]:
+def _json_lines(
+    lines: Iterator[tuple[int, bytes]], reading: Reading, *, at_bytes: bool = False
+) -> Iterator[Record]:
+    """The records of (place, line): places are numbers of lines from 0, or `at_bytes`."""
+
+    def called(place: int) -> str:
+        return f"the line at byte {place:,}" if at_bytes else f"line {place + 1:,}"
+
     for place, line in lines:
         if not line.strip():
             continue
         try:
             text = line.decode(reading.encoding)
         except UnicodeDecodeError as error:
-            where = f"in the line at {place}"
+            where = f"in {called(place)}"
             raise ValueError(not_in_encoding(reading, where, line[error.start])) from error
         try:
             yield f"@{place}", json.loads(text.removeprefix("\ufeff") if place == 0 else text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"no JSON in the line at {place} ({error}); mend or remove it"
-            ) from error
+            raise ValueError(f"no JSON in {called(place)} ({error}); mend or remove it") from error
 
 
 def _lines_between(address: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
