@@ -1,7 +1,6 @@
 """Make labelled tasks of the text that harvest.py found, to judge the demo's models by.
 
 package  which package a documentation text is from; its name is struck out of it
-belongs  whether a docstring belongs to a function (half of them are another's of the same file)
 names    what each name in a function is: defined, called, a parameter, an attribute
 search   functions found by their docstrings, which are taken out of them, as for CodeSearchNet
 
@@ -37,7 +36,7 @@ tokenize = importlib.import_module("tokenize")  # the standard library's, for ty
 
 SIZES = {"train": 512, "validation": 128, "test": 256}
 PACKAGES = 4
-SNIPPET = 400
+SNIPPET, SNIPPETS = 400, 8
 SHORTEST_DOCSTRING, LONGEST_CODE = 40, 1200
 
 Row = dict[str, object]
@@ -74,7 +73,6 @@ def main() -> int:
     }
     for name, made in (
         ("package", package(text / "science")),
-        ("belongs", belongs(seen)),
         ("names", names(seen, left_out)),
     ):
         for split, rows in made.items():
@@ -131,21 +129,23 @@ def package(folder: Path) -> dict[str, list[Row]]:
     counts = Counter(name.split("/")[0] for name, _ in documents(folder, "validation"))
     chosen = [name for name, _ in counts.most_common(PACKAGES)]
     return parted(
-        balanced(snippets(folder, "train", chosen)),
-        balanced(snippets(folder, "validation", chosen)),
+        balanced(snippets(folder, "train", chosen, 1)),
+        balanced(snippets(folder, "validation", chosen, SNIPPETS)),
         "text",
     )
 
 
-def snippets(folder: Path, split: str, chosen: list[str]) -> Iterator[Row]:
-    """The middle of each document, without the names of the packages."""
+def snippets(folder: Path, split: str, chosen: list[str], most: int) -> Iterator[Row]:
+    """Up to `most` pieces of each document, without the names of the packages."""
     for name, text in documents(folder, split):
         label = name.split("/")[0]
         if label in chosen:
             text = text.partition("\n\n")[2]
             text = re.sub("|".join([*chosen, "np", "pd", "nx", "plt"]), "it", text)
-            start = max(0, (len(text) - SNIPPET) // 2)
-            yield {"text": text[start : start + SNIPPET], "label": label}
+            pieces = min(most, max(1, len(text) // SNIPPET))
+            for piece in range(pieces):
+                start = max(0, (len(text) * (2 * piece + 1) // pieces - SNIPPET) // 2)
+                yield {"text": text[start : start + SNIPPET], "label": label}
 
 
 def balanced(rows: Iterable[Row]) -> Iterator[Row]:
@@ -192,26 +192,6 @@ def without_docstring(text: str, node: ast.FunctionDef) -> str:
     kept = lines[node.lineno - 1 : statement.lineno - 1]
     kept += lines[statement.end_lineno : node.end_lineno]
     return textwrap.dedent("\n".join(kept)).strip()
-
-
-def belongs(seen: dict[str, list[Function]]) -> dict[str, list[Row]]:
-    """Docstrings with their function, or with the next one of the same file."""
-
-    def rows(found: list[Function]) -> Iterator[Row]:
-        by_file: dict[str, list[Function]] = {}
-        for function in found:
-            by_file.setdefault(function.file, []).append(function)
-        number = 0
-        for some in by_file.values():
-            for place, function in enumerate(some):
-                if len(some) > 1:
-                    other = some[(place + 1) % len(some)]
-                    label = number % 2
-                    code = function.code if label else other.code
-                    yield {"docstring": function.docstring, "code": code, "label": label}
-                    number += 1
-
-    return parted(rows(seen["train"]), rows(seen["validation"]), "docstring")
 
 
 def names(seen: dict[str, list[Function]], left_out: Counter[str]) -> dict[str, list[Row]]:

@@ -100,6 +100,14 @@ def test_the_best_point_on_validation_runs_with_all_seeds_and_is_what_others_sta
     assert all(cell.is_complete for cell in look())
 
 
+def test_random_weights_are_asked_with_every_seed_even_where_nothing_is_trained(tmp_path):
+    probe = {"name": "linear_probe", "train": "a.jsonl", "validation": "b.jsonl"}
+    suite = load(SuiteConfig, write_suite(tmp_path / "s.yaml", {"p": probe}, [7, 8]))
+    drawn = replace(model("b"), random=True)
+    cells = survey(suite, [model("a"), drawn], {"p": "x"}, {}, Records(out=tmp_path))
+    assert [[job.seed for job in cell.waiting] for cell in cells] == [[7], [7, 8]]
+
+
 def test_other_data_weights_or_settings_make_another_job(suite, tmp_path):
     def ids(inputs=INPUTS, name="a", weights="of a", **training):
         tasks = dict(suite.tasks)
@@ -176,8 +184,26 @@ def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
     best = re.findall(r'<td class="best"><a [^>]*>([^<]*)</a>', page)
     assert best == ["70.8"], "0.625, 0.75, 0.75"
     assert "<small>of 2 tasks" not in page, "only one task has numbers"
+    assert "Without a finished job" in page and '<h2 id="task-then">' not in page
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (tmp_path / link).is_file(), link
+
+
+def test_the_page_tells_a_models_fault_once_and_stars_no_tie(suite, tmp_path):
+    alone = SuiteConfig(tasks={name: suite.tasks["first"] for name in ("one", "two")}, seeds=[7])
+    records = Records(out=tmp_path)
+    models = [model("broken"), model("a"), model("b")]
+    broken = {("broken", name): "no tokenizer" for name in alone.tasks}
+
+    def look():
+        return survey(alone, models, {name: name for name in alone.tasks}, broken, records)
+
+    for job in (job for cell in look() for job in cell.waiting):
+        finish(records, job, validation=0.5, test=0.5)
+    write_results_page(write_results(tmp_path, look()), tmp_path, "tessera evaluate")
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>broken</b>, one, two: no tokenizer" in page
+    assert 'class="best"' not in page and "50.0" in page
 
 
 # ---- real jobs

@@ -127,7 +127,8 @@ def _fill(
 
     points = points_of(cell.task, seeds[0])
     if len(points) == 1:
-        _look(cell, list(jobs(points, seeds if is_seeded(cell.task) else seeds[:1])), records)
+        differ = is_seeded(cell.task) or cell.model.random  # whose weights are drawn by the seed
+        _look(cell, list(jobs(points, seeds if differ else seeds[:1])), records)
         cell.reported = [job for job in cell.jobs if job.id in cell.finished]
     else:
         _look(cell, list(jobs(points, seeds[:1])), records)
