@@ -37,6 +37,7 @@ tokenize = importlib.import_module("tokenize")  # the standard library's, for ty
 SIZES = {"train": 512, "validation": 128, "test": 256}
 PACKAGES = 4
 SNIPPET, SNIPPETS = 400, 8
+WORDS = 50  # they are at most 128 tokens
 SHORTEST_DOCSTRING, LONGEST_CODE = 40, 1200
 
 Row = dict[str, object]
@@ -212,7 +213,7 @@ def names(seen: dict[str, list[Function]], left_out: Counter[str]) -> dict[str, 
             except (tokenize.TokenError, SyntaxError):
                 left_out["functions whose names cannot be told, as they stand alone"] += 1
                 continue
-            yield {"words": words, "labels": labels, "code": function.code}
+            yield {"words": words[:WORDS], "labels": labels[:WORDS], "code": function.code}
 
     return parted(rows(seen["train"]), rows(seen["validation"]), "code")
 

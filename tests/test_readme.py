@@ -11,6 +11,7 @@ import pytest
 import tiny_run
 from tiny_run import REPOSITORY
 
+from tessera.checkpoints import graphs
 from tessera.cli.main import parser
 from tessera.config import load
 from tessera.training.config import RunConfig
@@ -128,14 +129,22 @@ def examples():
 
 @pytest.mark.parametrize("block", list(examples()))
 def test_the_python_of_a_readme_runs(block, trained, monkeypatch, capsys):
-    for package, used_by in (("accelerate", "Trainer"), ("sentence_transformers",) * 2):
+    for package, used_by in (
+        ("accelerate", "Trainer"),
+        ("sentence_transformers",) * 2,
+        ("onnxruntime",) * 2,
+    ):
         if used_by in block:
             pytest.importorskip(package)
     monkeypatch.chdir(trained)
+    if "onnxruntime" in block:
+        graphs.export_with_graphs(Path("my-model"), Path("served"), ["int8"], encoder_only=True)
     exec(compile(block, "an example", "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
     if "output.logits.shape" in block:
         assert re.search(r"torch\.Size\(\[\d+, 256\]\)", printed)
+    if "hidden.mean" in block:
+        assert re.search(r"\(1, \d+\)", printed)
     if "exit status" in block:
         assert "exit status 0" in printed
 

@@ -204,7 +204,7 @@ def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence
         is_isolated=True,
         preload=_PRELOADED,
     )
-    said: set[str] = set()
+    said: set[str] = set()  # ids of jobs, and notes
     _say_new(waiting, records, said, quiet=True)
     try:
         for _ in run(plan, executor):
@@ -225,6 +225,7 @@ def _say_new(
     waiting: Sequence[Job], records: Records, said: set[str], *, quiet: bool = False
 ) -> None:
     """One line for each job that ended since the last time."""
+    ended = sum(job.id in said for job in waiting)
     for job in waiting:
         if job.id in said:
             continue
@@ -232,6 +233,7 @@ def _say_new(
         if record is None and failure is None:
             continue
         said.add(job.id)
+        ended += 1
         if quiet:
             continue
         if failure is not None:
@@ -240,10 +242,13 @@ def _say_new(
             scores = ", ".join(f"{name} {value:.4g}" for name, value in record["scores"].items())
             log.info(
                 "%s: %s (%s; %d of %d jobs of this stage)",
-                *(job, scores, f"{record['seconds']:.0f} s", len(said), len(waiting)),
+                *(job, scores, f"{record['seconds']:.0f} s", ended, len(waiting)),
             )
             for note in record["notes"]:
-                log.warning("%s: %s", job, note)
+                # Of data and model alike for every seed and point: once is enough.
+                if (about := f"{job.model.name} {job.task_name}: {note}") not in said:
+                    said.add(about)
+                    log.warning(about)
 
 
 def _prune(cells: Sequence[Cell], records: Records) -> None:
