@@ -79,7 +79,7 @@ demo-eval: demo
 	$(BIN)/tessera evaluate pretrained=$(DEMO)/phase3 untrained=random:$(DEMO)/phase3 \
 		--suite demo --out $(DEMO)/results --workers 2
 	$(BIN)/tessera evaluate pretrained=$(DEMO)/phase3 --suite efficiency \
-		tasks.speed.documents=32 tasks.speed.long=1024 tasks.speed.runs=3 --out $(DEMO)/results
+		tasks.speed.documents=16 tasks.speed.long=1024 tasks.speed.runs=3 --out $(DEMO)/results
 
 clean:
 	rm -rf data/demo runs/demo

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import glob
+import logging
 import os
 import shutil
 import sys
@@ -93,9 +94,14 @@ class JudgeWork:
 
     def _outcome(self, job: Job, records: Records, scratch: Path) -> Outcome:
         import torch
+        from transformers.utils import logging as theirs
 
         from tessera.evaluation.jobs.models import random_start
 
+        # Of bars, and of heads that a folder has and a task has not.
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
+        logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(self._threads)
         cuda = torch.cuda.is_available() and self.device != "cpu"
         if self.device == "cuda" and not cuda:

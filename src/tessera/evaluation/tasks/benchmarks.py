@@ -183,17 +183,16 @@ def _scored(benchmark: Benchmark, model: Any, batch: int, device: str) -> dict[s
 
 
 def quiet() -> None:
-    """Let the libraries say errors alone."""
+    """Let the libraries of search say errors alone."""
     import datasets
-    from transformers.utils import logging as theirs
+    from sentence_transformers.base.model_card import BaseModelCardData
 
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module="mteb")
-
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    for name in ("mteb", "sentence_transformers", "accelerate", "datasets"):
+    for name in ("mteb", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Examples for a model card, with a bar that cannot be turned off.
+    BaseModelCardData.set_widget_examples = lambda self, dataset: None
 
 
 # ---- one's own

@@ -3,7 +3,6 @@
 Validation is asked at intervals; the weights of its best answer are kept, and give the scores.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +63,6 @@ def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:
     """
     task = job.task
     assert isinstance(task, Finetuned)
-    _quiet()
     tokenizer = load_tokenizer(job.model.folder)
     prepared = (
         _words(task, tokenizer)
@@ -198,14 +196,6 @@ def _notes(prepared: Prepared) -> list[str]:
         for name, split in prepared.splits.items()
         if split.cut_off.size and name != "train"
     ]
-
-
-def _quiet() -> None:
-    from transformers.utils import logging as theirs
-
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 # ---- texts

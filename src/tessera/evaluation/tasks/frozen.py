@@ -169,10 +169,7 @@ def _encoder(
     """What gives the features of texts, so many at a time."""
     import torch
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # of the masked-LM head, which is not used here
-    logging.disable_progress_bar()
     tokenizer = load_tokenizer(job.model.folder)
     try:
         model: Any = AutoModel.from_pretrained(job.model.folder, attn_implementation="sdpa")

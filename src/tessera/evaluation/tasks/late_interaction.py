@@ -228,7 +228,6 @@ def _train(
     arguments = MultiVectorEncoderTrainingArguments(**plain, max_length={"document": length})
     trainer = MultiVectorEncoderTrainer(model=model, args=arguments, train_dataset=rows, loss=loss)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.remove_callback(trainer.model_card_callback_class)  # draws a bar over our output
     trainer.train()
     model.eval()
 

@@ -184,6 +184,5 @@ def _train(
         model=model, args=arguments, train_dataset=pairs, loss=loss
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.remove_callback(trainer.model_card_callback_class)  # draws a bar over our output
     trainer.train()
     model.eval()
