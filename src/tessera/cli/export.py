@@ -35,15 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Export, and print where to."""
     out, checkpoint = written("--out", options.out), existing(options.checkpoint)
-    asked: list[Kind] = [
-        kind
-        for kind, wanted in (
-            ("onnx", options.onnx),
-            ("int8", options.int8),
-            ("openvino", options.openvino),
-        )
-        if wanted
-    ]
+    kinds: tuple[Kind, ...] = ("onnx", "int8", "openvino")
+    asked = [kind for kind in kinds if getattr(options, kind)]
     if options.encoder_only and not asked:
         raise ConfigError(
             "--encoder-only: is about graphs; add --onnx, --int8 or --openvino. The folder holds "

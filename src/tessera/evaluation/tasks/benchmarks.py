@@ -192,7 +192,7 @@ def quiet() -> None:
     for name in ("mteb", "sentence_transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Examples for a model card, with a bar that cannot be turned off.
-    BaseModelCardData.set_widget_examples = lambda self, dataset: None
+    setattr(BaseModelCardData, "set_widget_examples", lambda self, dataset: None)  # noqa: B010
 
 
 # ---- one's own

@@ -169,7 +169,7 @@ def _train(
         asked = "test"
         reported, split = _asked(trainer, prepared.splits["test"]), "test"
     if kept is not None:
-        trainer.model.save_pretrained(str(kept))  # save_model leaves training_args.bin too
+        model.save_pretrained(str(kept))  # the Trainer's own leaves training_args.bin too
         tokenizer.save_pretrained(str(kept))
     return Outcome(scores=reported, validation=validation, split=split, notes=_notes(prepared))
 
