@@ -115,6 +115,7 @@ def test_tiles_hold_every_query_once_and_every_visible_key():
     assert (seen[~visible(lengths, None)] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_operator_keeps_what_it_promises_a_compiler():
     q, k, v = inputs(80)
     boundaries = torch.tensor([0, 50, 50, 80], dtype=torch.int32)
@@ -144,6 +145,7 @@ def test_blocks_that_flex_visits_are_those_of_the_dense_mask(lengths, window):
     assert torch.equal(listed.bool(), some)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(

@@ -160,6 +160,7 @@ def test_harvest_keeps_to_its_cap_and_does_nothing_the_second_time(installation,
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jsonl")}
 
 
+@pytest.mark.slow
 def test_harvest_finds_all_three_kinds_on_this_machine(run, tmp_path):
     status, printed = run(load("harvest"), "--out", tmp_path, "--mb", "0.3")
     assert status == 0

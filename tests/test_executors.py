@@ -143,6 +143,7 @@ def test_a_task_that_is_killed_is_run_again_once_and_then_named(
     assert shards(out) == whole
 
 
+@pytest.mark.slow
 def test_a_second_call_waits_for_the_jobs_of_the_first(corpus, tmp_path, slurm):
     arguments, whole = corpus
     environment = {**os.environ, **slurm}

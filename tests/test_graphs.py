@@ -85,6 +85,7 @@ def test_a_fine_tuned_head_and_the_encoder_alone(encoder, tmp_path):
     assert np.abs(served(graph.file) - hidden)[batch()[1].numpy()].max() < 1e-4
 
 
+@pytest.mark.slow
 def test_what_sentence_transformers_pools_is_the_encoder_alone(encoder, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     sentence_transformers.SentenceTransformer(str(encoder)).save(str(tmp_path / "st"))

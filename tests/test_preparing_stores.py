@@ -126,6 +126,7 @@ def test_shards_go_into_a_bucket_and_are_trained_on_from_there(server, corpus, t
     source.close()
 
 
+@pytest.mark.slow
 def test_killed_on_its_way_to_a_bucket_it_goes_on_and_uploads_no_part_twice(
     server, corpus, tokenizer, tmp_path
 ):

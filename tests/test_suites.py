@@ -294,6 +294,7 @@ def test_what_fails_is_named_and_the_others_finish(
     assert "is a decoder (GPT2LMHeadModel)" in found["decoder", "good"]["message"]
 
 
+@pytest.mark.slow
 def test_finetune_keeps_the_model_whose_score_it_says(
     place, tmp_path, needs_eval, capsys, monkeypatch
 ):

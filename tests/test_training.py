@@ -628,6 +628,7 @@ def test_with_several_ranks_stacks_are_printed_before_the_others_give_up(monkeyp
         assert next(watchdog(config, closing))._seconds < 10 * 60
 
 
+@pytest.mark.slow
 def test_where_the_time_of_some_steps_goes_is_told_once(corpus, tmp_path):
     folder = tmp_path / "run"
     plain = tiny_run.settings(
