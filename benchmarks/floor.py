@@ -8,14 +8,11 @@ inputs and writes its outputs once: residual stream in float32, all else in bflo
 optimizer are left out: a step of half a million tokens shares them.
 """
 
-import torch
-from workloads import MASKED_SHARE, MODELS
+from models import MASKED_SHARE, MODELS
 
 from tessera.model.config import ModelConfig
-from tessera.model.flops import training_flops
-
-GPUS = {"H100 SXM": (989e12, 3.35e12), "H200 SXM": (989e12, 4.8e12)}
-"""Dense bfloat16 operations and bytes of memory per second, by their data sheets."""
+from tessera.model.flops import needed_flops
+from tessera.planning.gpus import GPUS, Gpu
 
 PUBLISHED = {("base", 1024): 312, ("base", 8192): 239, ("large", 1024): 142, ("large", 8192): 116}
 """Thousands of tokens per second and H100 in the published runs."""
@@ -60,17 +57,22 @@ def bytes_per_token(config: ModelConfig) -> float:
     return config.num_hidden_layers * per_layer + embedding + head
 
 
-def row(name: str, length: int, gpu: str) -> str:
+def seconds_per_token(config: ModelConfig, flops: float, gpu: Gpu) -> float:
+    """The time of products and, one after the other, of memory."""
+    return flops / gpu.bf16_flops + bytes_per_token(config) / gpu.memory_bandwidth
+
+
+def row(name: str, length: int, gpu: Gpu) -> str:
     """One line of the table, for documents that are all of this length."""
     config = MODELS[name]
-    flops = training_flops(config, torch.tensor([length]), MASKED_SHARE * length) / length
+    flops = needed_flops(config, 1.0, MASKED_SHARE, lambda most: float(min(length, most or length)))
     moved = bytes_per_token(config)
-    peak, bandwidth = GPUS[gpu]
-    both = 1 / (flops / peak + moved / bandwidth)
+    h100 = gpu is GPUS["h100"]
     return (
-        f"| {name} | {length:,} | {gpu} | {flops / 1e6:,.0f} | {moved / 1e3:,.0f} | "
-        f"{peak / flops / 1e3:,.0f} | {bandwidth / moved / 1e3:,.0f} | {both / 1e3:,.0f} | "
-        f"{PUBLISHED[name, length] if gpu.startswith('H100') else ''} |  |"
+        f"| {name} | {length:,} | {gpu.title} | {flops / 1e6:,.0f} | {moved / 1e3:,.0f} | "
+        f"{gpu.bf16_flops / flops / 1e3:,.0f} | {gpu.memory_bandwidth / moved / 1e3:,.0f} | "
+        f"{1e-3 / seconds_per_token(config, flops, gpu):,.0f} | "
+        f"{PUBLISHED[name, length] if h100 else ''} |  |"
     )
 
 
@@ -81,7 +83,7 @@ def main() -> None:
         "ktok/s if only memory did | ktok/s one after the other | published | ours |\n"
         "|---|---|---|---|---|---|---|---|---|---|"
     )
-    for gpu in GPUS:
+    for gpu in (GPUS["h100"], GPUS["h200"]):
         for name in ("base", "large"):
             for length in (1024, 8192):
                 print(row(name, length, gpu))

@@ -14,8 +14,8 @@ import sys
 import time
 
 import torch
+from models import MASKED_SHARE
 from torch.nn.functional import cross_entropy
-from workloads import MASKED_SHARE
 
 from tessera.model.loss import masked_loss
 

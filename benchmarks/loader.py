@@ -1,6 +1,7 @@
 """How fast batches come from MDS shards on local disk, and what a long run costs in memory.
 
     python benchmarks/loader.py [--tokens 50e6] [--minutes 1] [--out benchmarks/results/loader.json]
+    python benchmarks/loader.py --only-memory --minutes 5 --tokens 200e6
 
 Writes shards of synthetic documents (log-normal lengths) to a temporary folder, and reads them as
 the base recipe's phases do, masks and tensors included, in one process.
@@ -9,9 +10,6 @@ the base recipe's phases do, masks and tensors included, in one process.
 import argparse
 import dataclasses
 import json
-import os
-import platform
-import resource
 import tempfile
 import time
 import tracemalloc
@@ -22,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from hardware import named
 
 from tessera.data.config import BatchConfig, DataConfig, SourceConfig
 from tessera.data.loader import Loader
@@ -33,6 +32,10 @@ TOKENIZER: Any = SimpleNamespace(
     cls_id=50_281, sep_id=50_282, pad_id=50_283, mask_id=50_284, size=VOCAB_SIZE,
     special_ids=np.arange(50_280, 50_285), fingerprint="benchmark", word_starts=None,
 )  # fmt: skip
+KINDS = ("rss", "pss", "uss")
+"""Resident; with shared pages divided among those who share them; of nobody else."""
+MEMORY_SAMPLES = 60
+GPU_TOKENS_PER_SECOND = 500e3
 SHAPES = {
     # name: (max_seq_len, row_tokens, rows of a global batch of 8 ranks, lanes)
     "base phase 1": (1024, 8_192, 576, 96),
@@ -126,15 +129,50 @@ def two_billion_documents() -> dict[str, float]:
     }
 
 
-def memory_over_time(folder: Path, minutes: float) -> dict[str, Any]:
-    """Peak memory of the process at intervals of a long run, as fast as batches come."""
-    batches = iter(make_loader(folder, "base phase 1"))
-    begin, tokens, peaks = time.monotonic(), 0, []
-    for part in range(1, 7):
-        while time.monotonic() - begin < part * minutes * 10:
+def memory_over_time(folder: Path, minutes: float, *, workers: int = 0) -> dict[str, Any]:
+    """Memory of the loader's processes during a long run, as fast as batches come.
+
+    A GPU of 500,000 tokens a second would take hours for what a loader gives in minutes.
+    """
+    batches = iter(make_loader(folder, "base phase 1", workers=workers))
+    begin, tokens, samples = time.monotonic(), 0, []
+    for part in range(1, MEMORY_SAMPLES + 1):
+        while time.monotonic() - begin < part * minutes * 60 / MEMORY_SAMPLES:
             tokens += sum(batch.tokens for batch in islice(batches, 10))
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-    return {"minutes": minutes, "tokens": tokens, "peak_megabytes_each_sixth": peaks}
+        seconds = round(time.monotonic() - begin, 1)
+        samples.append({"seconds": seconds, "tokens": tokens} | memory_now())
+    batches.close()
+    return {"minutes": minutes, "workers": workers} | flatness(samples) | {"samples": samples}
+
+
+def flatness(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """The slope of the resident memory, a straight line without the first sixth; the extremes.
+
+    What is private or shared depends on which other processes have mapped the same files, so that
+    the other two kinds go up and down, and have no slope to speak of.
+    """
+    late = samples[len(samples) // 6 :]
+    hours = [sample["tokens"] / GPU_TOKENS_PER_SECOND / 3600 for sample in late]
+    minutes = [sample["seconds"] / 60 for sample in late]
+    rss = [sample["rss"] for sample in late]
+    return {
+        "tokens": samples[-1]["tokens"],
+        "hours_of_a_gpu": round(samples[-1]["tokens"] / GPU_TOKENS_PER_SECOND / 3600, 2),
+        "rss_megabytes_per_hour_of_a_gpu": round(float(np.polyfit(hours, rss, 1)[0]), 2),
+        "rss_megabytes_per_minute": round(float(np.polyfit(minutes, rss, 1)[0]), 3),
+        "lowest_and_highest_megabytes": {
+            kind: [min(s[kind] for s in late), max(s[kind] for s in late)] for kind in KINDS
+        },
+    }
+
+
+def memory_now() -> dict[str, float]:
+    """Megabytes of this process and its children together."""
+    import psutil
+
+    this = psutil.Process()
+    parts = [process.memory_full_info() for process in (this, *this.children(recursive=True))]
+    return {kind: round(sum(getattr(part, kind) for part in parts) / 1e6, 1) for kind in KINDS}
 
 
 def main() -> None:
@@ -142,22 +180,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=float, default=50e6)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--only-memory", action="store_true", help="with and without a worker")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    report: dict[str, Any] = {
-        "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
-        "numpy": np.__version__,
-        "two billion documents": two_billion_documents(),
-    }
+    report: dict[str, Any] = {"hardware": named()}
+    if not arguments.only_memory:
+        report["two billion documents"] = two_billion_documents()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "web"
         stream = documents(int(arguments.tokens), 8192)
         write_shards(folder, stream, vocab_size=VOCAB_SIZE, tokenizer_fingerprint="benchmark")
-        report["seconds to the first batch"] = first_batches(folder)
-        for shape in SHAPES:
-            report[shape] = speed(folder, shape)
-            print(shape, report[shape], flush=True)
-        report["memory"] = memory_over_time(folder, arguments.minutes)
+        if not arguments.only_memory:
+            report["seconds to the first batch"] = first_batches(folder)
+            for shape in SHAPES:
+                report[shape] = speed(folder, shape)
+                print(shape, report[shape], flush=True)
+        for workers in (0, 1) if arguments.only_memory else (0,):
+            name = "memory, one worker" if workers else "memory"
+            report[name] = memory_over_time(folder, arguments.minutes, workers=workers)
     print(json.dumps(report, indent=1))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

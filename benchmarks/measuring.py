@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from models import MASKED_SHARE
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from workloads import MASKED_SHARE, Variant, Workload
+from workloads import Variant, Workload
 
 from tessera.model.compilation import graphs_compiled
 from tessera.model.config import ModelConfig

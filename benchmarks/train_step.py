@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from hardware import named
 from measuring import Timer, parts_of_a_step
+from models import MODELS
 from workloads import (
-    MODELS,
     Variant,
     Workload,
     draw_workload,

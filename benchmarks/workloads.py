@@ -1,4 +1,4 @@
-"""What the benchmarks train: shapes of models, documents, and one step of ours and of transformers.
+"""What the benchmarks train: documents, and one step of ours and of transformers.
 
 Legend: `T` token slots, `M` masked tokens.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import transformers
+from models import MASKED_SHARE
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,21 +20,6 @@ from tessera.model.dropout import dropout_keys
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.optim.config import AdamW, StableAdamW
 from tessera.optim.optimizers import build_optimizer
-
-MODELS = {
-    "tiny": ModelConfig(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-    ),
-    "base": ModelConfig(),
-    "large": ModelConfig(
-        hidden_size=1024, intermediate_size=2624, num_hidden_layers=28, num_attention_heads=16
-    ),
-}
-MASKED_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +102,25 @@ def tessera(
     attention: str = "auto",
     compiled: bool = False,
     checkpointed: bool = False,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Variant:
-    """Ours: one packed sequence, the head on masked tokens, dropout as in training."""
+    """Ours: one packed sequence, the head on masked tokens, dropout as in training.
+
+    Args:
+        config: the shape.
+        device: where.
+        attention: a backend, or "auto".
+        compiled: whether torch compiles the layers.
+        checkpointed: whether layers are computed again in the backward pass.
+        wrap: what a step calls in the model's place, such as DistributedDataParallel of it.
+    """
     model = ModernBertForMaskedLM(config, attention=attention).to(device).train()
     model.initialize(0)
     model.checkpoint_layers(checkpointed)
     if compiled:
         model.compile_layers()
     optimizer = _optimizer(model, device)
+    called = wrap(model)
     steps = 0
 
     def step(workload: Workload) -> None:
@@ -135,7 +131,7 @@ def tessera(
         )
         rows = torch.full((1,), steps, device=device)
         with _autocast(device):
-            out = model(
+            out = called(
                 ids,
                 cu_seqlens=ends,
                 max_seqlen=workload.max_length,
@@ -149,7 +145,7 @@ def tessera(
 
     name = f"tessera, {attention}" + (", compiled" if compiled else "")
     name += ", checkpointed" if checkpointed else ""
-    return Variant(name=name, step=step, model=model, slots=lambda workload: workload.slots)
+    return Variant(name=name, step=step, model=called, slots=lambda workload: workload.slots)
 
 
 def _packed(workload: Workload, device: torch.device) -> list[Tensor]:
@@ -191,6 +187,8 @@ def transformers_variant(
             as many tokens each; 0 pads all documents to the longest.
         max_slots: cut further where a padded microbatch has more token slots than this.
     """
+    import transformers
+
     settings = hugging_face_config(config, implementation, sparse)
     # Its sparse head insists on reshaping for labels, and compiles itself if it can: not here.
     model = transformers.ModernBertForMaskedLM(settings).to(device).train()
@@ -229,6 +227,8 @@ def transformers_variant(
 
 def hugging_face_config(config: ModelConfig, implementation: str, sparse: bool) -> Any:
     """The same shape as transformers spells it, in either major version."""
+    import transformers
+
     settings: dict[str, Any] = dict(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,

@@ -20,13 +20,19 @@ TABLE = {  # multiprocessors: base 22x768x1152, large 28x1024x2624, of 16,384 to
 
 @pytest.mark.parametrize("multiprocessors", TABLE)
 def test_the_published_shapes_waste_as_little_as_was_reckoned_of_them(multiprocessors):
-    gpu = Gpu(title="", memory_mib=1, bf16_flops=1.0, multiprocessors=multiprocessors)
+    gpu = Gpu(
+        title="",
+        memory_mib=1,
+        bf16_flops=1.0,
+        memory_bandwidth=1.0,
+        multiprocessors=multiprocessors,
+    )
     found = [useful_share(config, 16_384, gpu) for config in PUBLISHED.values()]
     assert found == pytest.approx(TABLE[multiprocessors], abs=0.0101)
 
 
 def test_a_product_of_one_tile_more_than_a_wave_takes_two():
-    gpu = Gpu(title="", memory_mib=1, bf16_flops=1.0, multiprocessors=64)
+    gpu = Gpu(title="", memory_mib=1, bf16_flops=1.0, memory_bandwidth=1.0, multiprocessors=64)
     square = ModelConfig(hidden_size=256, intermediate_size=256, num_attention_heads=4)
     tokens = 64 * 128  # a wave is 64 tiles: the products have 3, 1, 2 and 1 of them exactly
     assert useful_share(square, tokens, gpu) == 1

@@ -14,19 +14,61 @@ class Gpu:
     """As `nvidia-smi` shows it, a little less than the name says or a little more."""
     bf16_flops: float
     """Dense bfloat16 operations per second with float32 sums, by the data sheet."""
+    memory_bandwidth: float
+    """Bytes per second between the GPU and its memory, by the data sheet."""
     multiprocessors: int
 
 
 GPUS = {
-    "a100-40": Gpu(title="A100 40 GB", memory_mib=40_960, bf16_flops=312e12, multiprocessors=108),
-    "a100-80": Gpu(title="A100 80 GB", memory_mib=81_920, bf16_flops=312e12, multiprocessors=108),
-    "h100": Gpu(title="H100 SXM 80 GB", memory_mib=81_559, bf16_flops=989e12, multiprocessors=132),
-    "h200": Gpu(
-        title="H200 SXM 141 GB", memory_mib=143_771, bf16_flops=989e12, multiprocessors=132
+    "a100-40": Gpu(
+        title="A100 40 GB",
+        memory_mib=40_960,
+        bf16_flops=312e12,
+        memory_bandwidth=1.555e12,
+        multiprocessors=108,
     ),
-    "b200": Gpu(title="B200 180 GB", memory_mib=183_359, bf16_flops=2250e12, multiprocessors=148),
-    "l40s": Gpu(title="L40S 48 GB", memory_mib=46_068, bf16_flops=362e12, multiprocessors=142),
-    "4090": Gpu(title="RTX 4090 24 GB", memory_mib=24_564, bf16_flops=165e12, multiprocessors=128),
+    "a100-80": Gpu(
+        title="A100 80 GB",
+        memory_mib=81_920,
+        bf16_flops=312e12,
+        memory_bandwidth=2.039e12,
+        multiprocessors=108,
+    ),
+    "h100": Gpu(
+        title="H100 SXM 80 GB",
+        memory_mib=81_559,
+        bf16_flops=989e12,
+        memory_bandwidth=3.35e12,
+        multiprocessors=132,
+    ),
+    "h200": Gpu(
+        title="H200 SXM 141 GB",
+        memory_mib=143_771,
+        bf16_flops=989e12,
+        memory_bandwidth=4.8e12,
+        multiprocessors=132,
+    ),
+    "b200": Gpu(
+        title="B200 180 GB",
+        memory_mib=183_359,
+        bf16_flops=2250e12,
+        memory_bandwidth=7.7e12,
+        multiprocessors=148,
+    ),
+    "l40s": Gpu(
+        title="L40S 48 GB",
+        memory_mib=46_068,
+        bf16_flops=362e12,
+        memory_bandwidth=864e9,
+        multiprocessors=142,
+    ),
+    "4090": Gpu(
+        title="RTX 4090 24 GB",
+        memory_mib=24_564,
+        bf16_flops=165e12,
+        memory_bandwidth=1.008e12,
+        multiprocessors=128,
+    ),
 }
 
 
