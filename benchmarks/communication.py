@@ -118,9 +118,6 @@ def whole_seconds(gradients: Sequence[Gradient], ranks: int, network: Network) -
     return sum(all_reduce_seconds(bucket.size, ranks, network) for bucket in buckets(gradients))
 
 
-def exchange_seconds(ranks: int, hop: float, each: float) -> float:
-    """A small Python object of every rank on every rank, over gloo.
-
-    Two rings, of sizes and of pickles, with a hop in every round; then all are unpickled.
-    """
-    return 0.0 if ranks == 1 else 2 * (ranks - 1) * hop + ranks * each
+def exchange_seconds(size: float, each: float, ranks: int, network: Network) -> float:
+    """A small Python object of every rank on every rank: gathered, then each unpickled."""
+    return half_seconds(size * ranks, ranks, network) + (ranks * each if ranks > 1 else 0.0)

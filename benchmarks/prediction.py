@@ -62,8 +62,8 @@ STATED = {
     "hop_within": (3.4e-6, "seconds of a hop within a node"),
     "ranks_per_node": (8, "GPUs of a node"),
     "launch": (0.3e-3, "host's seconds to launch a layer's kernels, forward and backward"),
-    "hop_host": (50e-6, "seconds of a hop between hosts, over gloo"),
-    "unpickle": (35e-6, "host's seconds to unpickle and add up a rank's part of a step"),
+    "object": (2056, "bytes of a rank's part of a step, which every rank is told"),
+    "unpickle": (15e-6, "host's seconds to unpickle and add up a rank's part of a step"),
     "waits": (4, "small all-reduces of a step that Composer waits for"),
     "optimizer": (36, "bytes an optimizer moves for a parameter"),
     "disk": (2e9, "bytes per second of a local disk, for a checkpoint"),
@@ -157,9 +157,7 @@ def step_of(phase: Phase, ranks: int, slots: float, network: Network) -> Step:
         hidden = whole_seconds(order, ranks, network) - exposed
     small = phase.stated["waits"]
     exchange = small * all_reduce_seconds(8, ranks, network) + exchange_seconds(
-        ranks,
-        phase.stated["hop_host"],
-        phase.stated["unpickle"],
+        phase.stated["object"], phase.stated["unpickle"], ranks, network
     )
     own = numbers / ranks if sharded else float(numbers)
     moved = phase.stated["optimizer"] * own

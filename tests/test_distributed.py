@@ -4,17 +4,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from datetime import timedelta
 
 import pytest
 import tiny_run
 import torch
-import torch.distributed as dist
 
 from tessera.checkpoints import load_model
 from tessera.checkpoints.exporter import export
 from tessera.checkpoints.reader import read_checkpoint
-from tessera.training import distributed, run_folder
+from tessera.training import run_folder
 
 pytestmark = pytest.mark.slow
 
@@ -158,17 +156,3 @@ def test_a_mistake_is_one_message_under_the_launcher_too(corpus, tmp_path):
     assert output.count("does not exist; run the phase before this one") == 1
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
-
-
-def test_exchanges_on_the_host_wait_as_long_as_a_step_does(monkeypatch):
-    """Beside NCCL they have a gloo group of their own, which would wait 30 minutes by itself."""
-    for name in ("_host_group", "_patience"):
-        monkeypatch.setattr(distributed, name, None)
-    distributed.give_up_after(7.0)
-    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        group = distributed._host()._get_backend(torch.device("cpu"))
-        assert group.options._timeout == timedelta(seconds=7)
-    finally:
-        dist.destroy_process_group()

@@ -83,7 +83,10 @@ def test_an_all_reduce_takes_what_it_takes_by_hand():
     assert all_reduce_seconds(8, 4096, slow) == tree_seconds(8, 4096, slow)
     alone = (ring_seconds, tree_seconds, half_seconds, all_reduce_seconds)
     assert [how(1e8, 1, slow) for how in alone] == [0.0] * 4
-    assert exchange_seconds(512, 50e-6, 80e-6) == pytest.approx(2 * 511 * 50e-6 + 512 * 80e-6)
+    told = exchange_seconds(100, 80e-6, 32, slow)  # 31 hops, four of them between nodes
+    gathered = 31 / 32 * 3200 / 1e8 + 1 + 4 * 0.1 + 27 * 0.001
+    assert told == pytest.approx(gathered + 32 * 80e-6)
+    assert exchange_seconds(100, 80e-6, 1, slow) == 0.0
 
 
 def test_buckets_are_those_of_distributed_data_parallel():
@@ -123,7 +126,7 @@ def test_every_parameter_has_a_gradient_and_the_embedding_is_last(name):
 
 
 def test_a_step_by_hand():
-    phase = phase_of(hop_host=1e-9, unpickle=1e-12, waits=1e-12)
+    phase = phase_of(object=1e-9, unpickle=1e-12, waits=1e-12)
     step = step_of(phase, 8, 6 * 98_304, links())
     assert step.compute == pytest.approx(6 * 98_304 / 3e5)
     numbers = parameters(phase.config.model)
@@ -132,7 +135,7 @@ def test_a_step_by_hand():
     words = 4 * 50_368 * 768
     least = 2 * 7 / 8 * words / 360e9
     assert least < step.gradients < least + 2 * 7 / 8 * 25 * MIB / 360e9 + 60e-6
-    assert step.seconds == pytest.approx(step.compute + step.gradients + step.optimizer, abs=1e-6)
+    assert step.seconds == pytest.approx(step.compute + step.gradients + step.optimizer, abs=5e-5)
     assert step_of(phase, 1, 98_304, links()).gradients == 0.0
     # A rank with half a row waits for the host: 1 ms for each of 22 layers.
     assert step_of(phase_of(launch=1e-3), 8, 512, links()).compute == pytest.approx(22e-3)
@@ -171,7 +174,7 @@ def test_more_gpus_are_less_efficient_and_a_better_network_is_not(name):
     assert sizes == sorted(sizes)
     faster = [efficiency(replace(phase, speed=v), 64, 73_728, links()) for v in (1e5, 3e5, 5e5)]
     assert faster == sorted(faster, reverse=True)
-    costs = [efficiency(phase_of(name, hop_host=h), 64, 73_728, links()) for h in (1e-6, 1e-4)]
+    costs = [efficiency(phase_of(name, unpickle=u), 64, 73_728, links()) for u in (1e-6, 1e-4)]
     assert costs[0] > costs[1]
 
 
@@ -238,10 +241,10 @@ def test_the_link_of_real_ranks_is_found_from_their_all_reduces():
 def test_the_table_and_the_file_say_the_same(tmp_path, capsys):
     out = tmp_path / "scaling.json"
     yaml = str(REPOSITORY / "yamls" / "phase1.yaml")
-    asked = [yaml, "--gpus", "8,512", "--gpu", "h100", "--out", str(out), "--set", "hop_host=1e-9"]
+    asked = [yaml, "--gpus", "8,512", "--gpu", "h100", "--out", str(out), "--set", "unpickle=1e-9"]
     assert scaling.main(asked) == 0
     said, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert report["assumed"]["hop_host"] == 1e-9 and set(report["assumed"]) == set(STATED)
+    assert report["assumed"]["unpickle"] == 1e-9 and set(report["assumed"]) == set(STATED)
     for phase in report["phases"]:
         assert [run["gpus"] for run in phase["runs"]] == [8, 512]
         for run in phase["runs"]:

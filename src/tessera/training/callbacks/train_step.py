@@ -102,7 +102,7 @@ class TrainStep(Callback):
             flops=sum(_flops(self.config.model, m) for m in self.batch.microbatches),
             stop_signal=self.stop_signal(),
         )
-        self.step = whole(distributed.gather(share))
+        self.step = whole(distributed.gather_in_step(share))
         self._judge(state, self.step, each)
         clip = self.config.optimizer.clip_norm
         if clip is not None and norm > clip and self.skipped is None:
