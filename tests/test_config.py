@@ -1,9 +1,11 @@
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from tessera.cli.main import main
 from tessera.config import ConfigError, defined_in, load, mistake, to_plain, to_yaml
 from tessera.quantities import ByteSize, Duration
 
@@ -294,6 +296,101 @@ def test_what_other_names_point_to_exists():
     first = {text.split(",")[0].split(":")[0].split(" ")[0] for text in RunConfig.KNOWN_AS.values()}
     assert first - {"nothing"} <= keys
     assert not set(RunConfig.KNOWN_AS) & {key for key in keys if "." not in key}
+
+
+MISTAKES = """
+run_folder: runs/x
+duration: 1_000_000
+seeed: 17
+tokenizer: {folder}/tokenizer
+learning_rate: 1e-3
+per_device_train_batch_size: 8
+max_steps: 100
+num_train_epochs: 3
+gradient_accumulation_steps: 2
+warmup_ratio: 0.1
+lr_scheduler_type: cosine
+model:
+  vocab_size: -5
+  hiden_size: 192
+  layers: 4
+  heads: 6
+  dim: 192
+  intermediate_size: big
+  num_hidden_layers: 0
+  local_attention: 3.5
+train_data:
+  sources:
+    web: {{local: {folder}/web, wieght: 0.4}}
+    code: {{weight: 0.4}}
+    old: null
+  max_seq_len: 128
+  row_tokens: -1
+  lanes: eight
+  masking: {{rate: 1.5}}
+batch:
+  rows: 0
+  warmup: {{initial_rows: 2, over: 600000}}
+optimizer: {{name: adam, lrr: 1, weight_decay: -1, betas: [0.9]}}
+schedule: {{name: sawtooth, warmupp: 3tok}}
+evaluation: {{interval: 3, max_tokens: -3}}
+checkpoints: {{intervall: 1tok, keep: 0}}
+compute: {{precision: fp16x, attention: flashy}}
+loggers: {{wandb: {{projekt: a}}}}
+"""
+TOLD = (
+    "seeed: .* 'seed'",
+    "duration: .*with a unit",
+    "tokenizer: .*no such folder",
+    "learning_rate: .*optimizer.lr",
+    "per_device_train_batch_size: .*batch.microbatch_rows",
+    "max_steps: .*duration",
+    "num_train_epochs: .*duration",
+    "gradient_accumulation_steps: .*batch.rows",
+    "warmup_ratio: .*schedule.warmup",
+    "lr_scheduler_type: .*schedule.name",
+    "model.vocab_size: .*got -5",
+    "model.hiden_size: .*'hidden_size'",
+    "model.layers: .*num_hidden_layers",
+    "model.heads: .*num_attention_heads",
+    "model.dim: .*hidden_size",
+    "model.intermediate_size: .*'big'",
+    "model.num_hidden_layers: .*got 0",
+    "model.local_attention: .*3.5",
+    "train_data.sources.web.wieght: .*'weight'",
+    "train_data.sources.web: .*does not exist",
+    "train_data.sources.code.local: missing",
+    "train_data.sources.old: is not there .*web, code",
+    "train_data.row_tokens: .*got -1",
+    "train_data.lanes: .*'eight'",
+    "train_data.masking.rate: .*1.5",
+    "batch.rows: .*got 0",
+    "batch.warmup.increment_rows: missing",
+    "batch.warmup.over: .*with a unit",
+    "optimizer.name: .*'adamw'",
+    "optimizer.lrr: .*'lr'",
+    "optimizer.betas: .*2 values",
+    "optimizer.weight_decay: .*got -1",
+    "schedule.name: .*sawtooth.*warmup_stable_decay",
+    "schedule.warmupp: .*'warmup'",
+    "evaluation.interval: .*with a unit",
+    "evaluation.max_tokens: .*got -3",
+    "checkpoints.intervall: .*'interval'",
+    "checkpoints.keep: .*got 0",
+    "compute.precision: .*fp16x",
+    "compute.attention: .*flashy",
+    "loggers: .*logging",
+)
+
+
+def test_a_yaml_of_forty_mistakes_is_told_all_of_them_at_once(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(MISTAKES.format(folder=tmp_path))
+    assert main(["check", str(tmp_path / "mine.yaml")]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"{len(TOLD)} problems")
+    assert len(lines) == len(TOLD)
+    for told in TOLD:
+        assert any(re.match(rf"  {told}", line) for line in lines), told
 
 
 def test_a_source_that_is_not_there_cannot_be_taken_away(tmp_path):

@@ -38,6 +38,10 @@ def prose(text):
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
+def batched(lines, count):
+    return (lines[at : at + count] for at in range(0, len(lines), count))
+
+
 def spans(text):
     return re.findall(r"`([^`\n]+)`", prose(text))
 
@@ -221,8 +225,8 @@ def test_the_site_is_built_without_a_dead_link(tmp_path):
 
 
 TEXT_OF = {
-    "own-text.md": {"news.jsonl": 40, "books/one.jsonl": 40},
-    "language.md": {"corpora/hindi/one.jsonl": 40, "corpora/english/one.jsonl": 20},
+    "own-text.md": {"news.jsonl": 300, "books/one.jsonl": 300},
+    "language.md": {"corpora/hindi/one.jsonl": 300, "corpora/english/one.jsonl": 300},
 }
 
 
@@ -232,11 +236,12 @@ def test_a_journey_from_text_to_a_model_is_as_told(name, tmp_path):
     """The first block of a page, word for word; vocabulary and steps are smaller."""
     for link in ("data_prep", "yamls", "main.py"):
         (tmp_path / link).symlink_to(REPOSITORY / link)
-    sources = sorted((REPOSITORY / "src" / "tessera").rglob("*.py"))
+    files = sorted((REPOSITORY / "src" / "tessera").rglob("*.py"))
+    pages = ["\n".join(page) for f in files for page in batched(f.read_text().splitlines(), 40)]
     for path, documents in TEXT_OF[name].items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        chosen, sources = sources[:documents], sources[documents:]
-        lines = [json.dumps({"text": file.read_text()}) for file in chosen]
+        chosen, pages = pages[:documents], pages[documents:]
+        lines = [json.dumps({"text": page}) for page in chosen]
         (tmp_path / path).write_text("\n".join(lines))
     (block,) = re.findall(r"```bash\n(.*?)```", TEXTS[name], re.DOTALL)[:1]
     block = re.sub(r"--vocab-size \d+", "--vocab-size 1024", block).replace(

@@ -29,6 +29,7 @@ from tessera.schema import (
 __all__ = [
     "ConfigError",
     "decode",
+    "decode_file",
     "defined_in",
     "load",
     "load_plain",
@@ -67,40 +68,82 @@ def load(cls: type[Section], path: str | Path, overrides: Sequence[str] = ()) ->
     Raises:
         ConfigError: naming the file and every key that is wrong, with what was likely meant.
     """
-    refuse_idle_removals(cls, path, overrides)
     plain = load_plain(path, overrides)
     complete = getattr(cls, "complete", None)
-    return decode(cls, plain if complete is None else complete(plain), str(_local(str(path))))
+    return decode_file(cls, plain if complete is None else complete(plain), path, overrides)
 
 
-def refuse_idle_removals(cls: type, path: str | Path, overrides: Sequence[str]) -> None:
-    """Refuse `SECTION.NAME=null` where there is no such name, in sections that a class lists.
+def decode_file(
+    cls: type[Section], plain: Any, path: str | Path, overrides: Sequence[str] = ()
+) -> Section:
+    """What `decode` makes of a file's values, which `load_plain` read of the same file.
+
+    Raises:
+        ConfigError: naming every key that is wrong, and every null that takes nothing away.
+    """
+    idle = idle_removals(cls, path, overrides)
+    origin = str(_local(str(path)))
+    try:
+        section = decode(cls, plain, origin)
+    except ConfigError as error:
+        if not error.problems:
+            raise
+        raise refusal(origin, [*error.problems, *idle]) from None
+    if idle:
+        raise refusal(origin, idle)
+    return section
+
+
+def idle_removals(cls: type, path: str | Path, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with each `NAME: null` that takes away what nothing brought.
 
     Args:
         cls: may have `NAMED`, the dotted sections whose keys are names that anybody chooses.
-        path: the YAML.
+        path: the YAML, already read without a mistake.
         overrides: from a command line.
-
-    Raises:
-        ConfigError: naming what there is to take away.
     """
+    path = _local(str(path))
+    own = OmegaConf.to_container(OmegaConf.load(path))
+    found = []
     for section in getattr(cls, "NAMED", ()):
-        taken = [
+        names = _section(own, section)
+        here = [str(name) for name, value in names.items() if value is None]
+        typed = [
             key.removeprefix(f"{section}.")
             for key, _, value in (override.partition("=") for override in overrides)
             if key.startswith(f"{section}.") and value.strip() in {"null", "~", ""}
         ]
-        taken = [name for name in taken if "." not in name]
-        if not taken:
+        typed = [name for name in typed if "." not in name]
+        if not here and not typed:
             continue
-        found = load_plain(path)
-        for part in section.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        names = list(found) if isinstance(found, dict) else []
-        for name in taken:
-            if name not in names:
-                there = f"there are {', '.join(map(str, names))}" if names else "there are none"
-                raise ConfigError(f"{section}.{name}: is not there to be taken away; {there}")
+        brought = _section(_extend(_without(own, section, here), path, (path.resolve(),)), section)
+        kept = [str(name) for name, value in brought.items() if value is not None]
+        said = f"there are {', '.join(kept)}" if kept else "there are none"
+        found += [
+            f"{section}.{name}: is not there to be taken away; {said}"
+            for name in dict.fromkeys([*here, *typed])
+            if name not in kept
+        ]
+    return found
+
+
+def _section(plain: Any, dotted: str) -> dict:
+    for part in dotted.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain if isinstance(plain, dict) else {}
+
+
+def _without(plain: Any, dotted: str, names: Sequence[str]) -> Any:
+    """The same without some keys of a dotted section."""
+    part, _, rest = dotted.partition(".")
+    if not isinstance(plain, dict) or part not in plain:
+        return plain
+    if rest:
+        return {**plain, part: _without(plain[part], rest, names)}
+    if not isinstance(plain[part], dict):
+        return plain
+    kept = {key: value for key, value in plain[part].items() if str(key) not in names}
+    return {**plain, part: kept}
 
 
 def load_plain(path: str | Path, overrides: Sequence[str] = ()) -> Any:

@@ -196,17 +196,21 @@ def _decode_section(cls: Any, value: Any, key: str, report: _Report) -> Any:
             decoded[field.name] = field.default_factory()
         else:
             decoded[field.name] = report.add(f"{prefix}{field.name}", "missing, and required")
-    if any(item is _FAILED for item in decoded.values()):
-        return _FAILED
-    return _construct(cls, decoded, key, report)
+    wrong = [name for name, item in decoded.items() if item is _FAILED]
+    section = _construct(cls, decoded, key, report, wrong)
+    return _FAILED if wrong else section
 
 
-def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> Any:
+def _construct(
+    cls: Any, decoded: dict[str, Any], key: str, report: _Report, wrong: Sequence[str]
+) -> Any:
     # Built without __init__ so that a section whose values are wrong still lets the section
     # around it check the rest: all mistakes are to be seen in one go.
     section = object.__new__(cls)
     for name, item in decoded.items():
-        object.__setattr__(section, name, item)
+        value = _stand_in(cls, name) if name in wrong else item
+        if value is not _FAILED:
+            object.__setattr__(section, name, value)
     check = getattr(section, "__post_init__", None)
     if check is None:
         return section
@@ -215,6 +219,8 @@ def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> 
         check()
     except ValueError as error:
         for line in str(error).splitlines():
+            if any(re.search(rf"\b{name}\b", line) for name in wrong):
+                continue
             first, _, rest = line.partition(" ")
             inner = first.rstrip(":").split(".")[0] in decoded
             text = rest if inner and first.endswith(":") else line
@@ -224,6 +230,16 @@ def _construct(cls: Any, decoded: dict[str, Any], key: str, report: _Report) -> 
         if not already:
             raise
     return section
+
+
+def _stand_in(cls: Any, name: str) -> Any:
+    """What a section's check may see in the place of a value that is reported already."""
+    field = cls.__dataclass_fields__[name]
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return 1 if _fields(cls)[name] in (int, float) else _FAILED
 
 
 def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
@@ -243,8 +259,17 @@ def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
             return _decode(named[name], value, key, report)
         if name is None:
             return report.add(f"{key}.name", f"missing; one of {', '.join(named)}")
-        hint = report.suggest(str(name), list(named))
-        return report.add(f"{key}.name", f"unknown '{name}'; {hint}")
+        close = difflib.get_close_matches(str(name), list(named), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(named)}"
+        report.add(f"{key}.name", f"unknown '{name}'; {hint}")
+        # The keys beside it are judged too: as those of the one that was meant, or of any.
+        if close:
+            return _decode(named[close[0]], {**value, "name": close[0]}, key, report) and _FAILED
+        known = list(dict.fromkeys(name for member in members for name in _fields(member)))
+        for stray in (one for one in value if one not in known):
+            hint = report.suggest(str(stray), known)
+            report.add(f"{key}.{stray}", f"unknown '{stray}'; {hint}")
+        return _FAILED
     if named and len(named) == len(members):
         return report.add(key, f"expected a section with a name, got {value!r}")
     for member in members:

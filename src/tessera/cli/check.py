@@ -13,11 +13,10 @@ from tessera import fetch
 from tessera.cli.arguments import add_config, at_least
 from tessera.config import (
     ConfigError,
-    decode,
+    decode_file,
     defined_in,
     load_plain,
     refusal,
-    refuse_idle_removals,
     to_plain,
 )
 from tessera.training.config import RunConfig
@@ -90,10 +89,9 @@ def check(
     Raises:
         ConfigError: it is no YAML.
     """
-    refuse_idle_removals(RunConfig, path, overrides)
     plain, taken = fill(load_plain(path, overrides), [to_plain(config) for config in before])
     try:
-        config = decode(RunConfig, plain, path)
+        config = decode_file(RunConfig, plain, path, overrides)
     except ConfigError as error:
         from tessera.training.preflight import missing_files
 

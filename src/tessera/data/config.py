@@ -143,7 +143,9 @@ class DataConfig:
             found.append("sources: at least one source of documents needs a weight above 0")
         if self.max_seq_len < 8:
             found.append(f"max_seq_len must be at least 8; got {self.max_seq_len}")
-        if self.max_seq_len > self.row_tokens:
+        if self.row_tokens < 1:
+            found.append(f"row_tokens must be at least 1; got {self.row_tokens}")
+        elif self.max_seq_len > self.row_tokens:
             found.append(
                 f"max_seq_len {self.max_seq_len} is larger than row_tokens {self.row_tokens}: "
                 "raise row_tokens to a multiple of it"

@@ -41,32 +41,40 @@ class ModelConfig:
     """`uniform` is what the published training code did: U(-1/sqrt(hidden), 1/sqrt(hidden))."""
 
     def __post_init__(self) -> None:
-        for name in (
+        counts = (
             "vocab_size",
             "hidden_size",
             "intermediate_size",
             "num_hidden_layers",
             "num_attention_heads",
             "global_attn_every_n_layers",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
+        )
+        positive = ("global_rope_theta", "local_rope_theta", "norm_eps", "initializer_range")
+        found = [
+            f"{name} must be at least 1; got {getattr(self, name)}"
+            for name in counts
+            if getattr(self, name) < 1
+        ]
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            found.append(
                 f"hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} attention heads"
             )
-        if self.head_size % 2:
-            raise ValueError(f"rotary positions need an even head size; got {self.head_size}")
+        elif self.num_attention_heads > 0 and self.head_size % 2:
+            found.append(f"rotary positions need an even head size; got {self.head_size}")
         if self.local_attention < 2 or self.local_attention % 2:
-            raise ValueError(f"local_attention must be even and positive: {self.local_attention}")
+            found.append(f"local_attention must be even and positive: {self.local_attention}")
         if not 0 <= self.attention_output_dropout < 1:
-            raise ValueError(
+            found.append(
                 f"attention_output_dropout is in [0, 1); got {self.attention_output_dropout}"
             )
-        for name in ("global_rope_theta", "local_rope_theta", "norm_eps", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        found += [
+            f"{name} must be positive; got {getattr(self, name)}"
+            for name in positive
+            if not getattr(self, name) > 0
+        ]
+        if found:
+            raise ValueError("\n".join(found))
 
     @property
     def head_size(self) -> int:

@@ -308,6 +308,7 @@ class RunConfig:
         "betas": "optimizer.betas",
         "max_grad_norm": "optimizer.clip_norm",
         "warmup_steps": "schedule.warmup, such as 1000ba or 3e9tok",
+        "warmup_ratio": "schedule.warmup, such as 1000ba or 3e9tok",
         "lr_scheduler_type": "schedule.name",
         "max_steps": "duration, such as 10000ba, or in tokens, 3e9tok",
         "max_duration": "duration, such as 10000ba, or in tokens, 3e9tok",
@@ -336,6 +337,19 @@ class RunConfig:
         "load_path": "start_from",
         "model_name_or_path": "start_from",
         "tokenizer_name": "tokenizer",
+        "layers": "model.num_hidden_layers",
+        "num_layers": "model.num_hidden_layers",
+        "n_layers": "model.num_hidden_layers",
+        "heads": "model.num_attention_heads",
+        "num_heads": "model.num_attention_heads",
+        "n_heads": "model.num_attention_heads",
+        "dim": "model.hidden_size",
+        "d_model": "model.hidden_size",
+        "ffn_dim": "model.intermediate_size",
+        "sliding_window": "model.local_attention",
+        "max_position_embeddings": "train_data.max_seq_len",
+        "loggers": "logging",
+        "report_to": "logging",
     }
     """What Trainer's, Composer's and other users call these keys."""
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,8 +150,11 @@ def missing_files(plain: JsonObject) -> list[str]:
     data = plain.get("train_data")
     sources = data.get("sources") if isinstance(data, dict) else None
     for name, section in (sources if isinstance(sources, dict) else {}).items():
+        if not isinstance(section, dict):
+            continue
         with suppress(ConfigError):
-            source = decode(SourceConfig, section, name)
+            known = {one.name for one in fields(SourceConfig)}
+            source = decode(SourceConfig, {k: v for k, v in section.items() if k in known}, name)
             splits = [source.split, source.validation_split] if source.weight > 0 else []
             key = f"train_data.sources.{name}"
             found += source_problems(key, name, source, splits, None, whole=False)
