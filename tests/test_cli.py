@@ -77,6 +77,7 @@ def test_a_yaml_for_ones_own_shards_is_ready_to_check_and_train(corpus, tmp_path
     assert main(["init", str(corpus), *arguments]) == 0
     said = capsys.readouterr().out
     assert "22.5k tokens in 2 sources, read 4 times" in said and f"tessera check {out}" in said
+    assert "22.5k tokens are too few to pretrain" in said
     assert main(["check", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "warning" not in shown

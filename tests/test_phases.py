@@ -158,6 +158,11 @@ def test_weights_alone_by_choice_or_need(corpus, first, tmp_path, capsys):
     other = {"name": "adamw", "lr": 0.001}
     tiny_run.train(second(corpus, tmp_path / "b", first, optimizer=other))
     assert "weights alone: it holds no state of AdamW (StableAdamW)" in capsys.readouterr().out
+    asked = second(corpus, tmp_path / "c", first, optimizer=other)
+    (said,) = doubts(asked)
+    assert "trained with stable_adamw, this phase with adamw: it begins with the weights" in said
+    meant = {"checkpoint": str(first), "optimizer": False}
+    assert doubts({**asked, "start_from": meant}) == []
 
 
 @pytest.mark.parametrize(

@@ -175,13 +175,28 @@ def first_yaml(
     reasons = [
         f"{short_number(total)} tokens in {len(tokens)} sources, read {MOST_EPOCHS} times, about "
         "as good as new text (https://arxiv.org/abs/2305.16264); every source is read as often",
-        f"model {size}: advised from {short_number(chosen.least_tokens)} tokens"
-        + (", of which there are fewer" if total < chosen.least_tokens else ""),
+        _about_size(size, total),
         f"{rows} rows a batch, {short_number(duration / rows / chosen.row_tokens)} steps; "
         f"{plain['batch']['microbatch_rows']} rows at a time"
         + (f" fit a {gpu.title} by formula" if gpu is not None else ", for a CPU"),
     ]
     return plain, reasons
+
+
+def _about_size(size: str, total: float) -> str:
+    """Whether so many tokens are enough for a model, and what to do if they are not."""
+    least = SIZES[size].least_tokens
+    if least:
+        enough = "" if total >= least else ", of which there are fewer"
+        return f"model {size}: advised from {short_number(least)} tokens{enough}"
+    least = min(one.least_tokens for one in SIZES.values() if one.least_tokens)
+    if total >= least:
+        return f"model {size}: as asked; there is text enough for a larger one"
+    return (
+        f"model {size}: to try things out; {short_number(total)} tokens are too few to pretrain a "
+        f"model from nothing ({short_number(least)} are advised for base). Anneal a released one "
+        "on them: yamls/anneal.yaml"
+    )
 
 
 def _rounded_down(value: float) -> int:

@@ -226,15 +226,15 @@ def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     parameters = sum(
         tensor.numel() for key, tensor in checkpoint.weights.items() if key != "decoder.weight"
     )
-    every = config.global_attn_every_n_layers
+    everywhere = sum(map(config.is_global, range(config.num_hidden_layers)))
     return {
         "parameters": f"{parameters:,}",
         "layers": config.num_hidden_layers,
         "hidden size": config.hidden_size,
         "attention heads": config.num_attention_heads,
         "vocabulary": f"{config.vocab_size:,}",
-        "attention": f"global in 1 of {every} layers, a window of {config.local_attention} tokens "
-        "in the others",
+        "attention": f"global in {everywhere} of {config.num_hidden_layers} layers, a window of "
+        f"{config.local_attention} tokens in the others",
         "RoPE theta, global / local": f"{config.global_rope_theta:g} / {config.local_rope_theta:g}",
         "longest training segment": checkpoint.max_seq_len or "not recorded",
     }

@@ -259,7 +259,11 @@ def _examine_origin(
             found.append(_other_tokenizer(key, path, trained_with, tokenizer))
     if key != "start_from":
         return Findings(found, origin=checkpoint)
-    doubts = [*_unfinished(path, checkpoint), *_read_again(path, checkpoint, config)]
+    doubts = [
+        *_unfinished(path, checkpoint),
+        *_read_again(path, checkpoint, config),
+        *_weights_alone(path, checkpoint, config),
+    ]
     return Findings(found, doubts, origin=checkpoint)
 
 
@@ -320,6 +324,21 @@ def _unfinished(path: str, checkpoint: "Checkpoint") -> list[str]:
     return [
         f"start_from: the phase in {path} is at {progress[key]:,} of {total.value:,} {key}. "
         "This one starts from there all the same; finish the other first if that is not meant"
+    ]
+
+
+def _weights_alone(path: str, checkpoint: "Checkpoint", config: RunConfig) -> list[str]:
+    """A doubt if the optimizer's state is wanted and cannot be had."""
+    assert config.start_from is not None
+    if not config.start_from.optimizer:
+        return []
+    before = (checkpoint.run_config.get("optimizer") or {}).get("name")
+    if before in (None, config.optimizer.name):
+        return []
+    return [
+        f"start_from: {path} was trained with {before}, this phase with {config.optimizer.name}: "
+        "it begins with the weights alone, so that its rate needs a warmup. Write "
+        "start_from.optimizer=false if that is meant"
     ]
 
 
