@@ -79,7 +79,7 @@ def test_evaluations_come_at_intervals_and_at_the_end(run):
     last = tiny_run.metrics(run)[-1]["step"]
     assert [e["step"] for e in evaluations] == [*range(3, last, 3), last]
     for evaluation in evaluations:
-        assert evaluation["sources"].keys() == {"web", "code"}
+        assert evaluation["sources"].keys() == {"web", "code"} and evaluation["seconds"] > 0
         for score in evaluation["sources"].values():
             assert 0 < score["tokens"] <= 1000 and 0 < score["masked_tokens"] < 200
             assert 0 <= score["accuracy"] <= 1

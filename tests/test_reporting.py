@@ -72,6 +72,7 @@ def records_of_a_phase(seed=1, steps=200, *, start_loss=9.0, end_loss=3.5, rows=
                     }
                     for name, scale in (("web", 1.02), ("code", 0.72), ("science", 0.93))
                 },
+                "seconds": 2.5,
             }
 
 
@@ -157,6 +158,8 @@ def test_the_numbers_of_a_phase_are_those_of_its_records(chain):
         assert phase.wanted_shares() == pytest.approx(WEIGHTS)
         assert phase.source_epochs() == dict.fromkeys(WEIGHTS, len(steps) // 150)
         assert math.isnan(phase.flop_utilisation)
+        spent = 2.5 * len(phase.evaluations)
+        assert phase.evaluation_share == pytest.approx(spent / (spent + seconds))
         before += steps[-1]["tokens"]
 
 

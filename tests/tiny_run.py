@@ -156,6 +156,7 @@ TIMED = (
     "mfu",
     "loader_wait_seconds",
     "graphs_compiled",
+    "seconds",
 )
 
 

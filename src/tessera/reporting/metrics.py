@@ -96,8 +96,8 @@ class _Record:
                 tokens=float(content["tokens"]),
                 loss={name: _score(scores, "loss") for name, scores in sources},
                 accuracy={name: _score(scores, "accuracy") for name, scores in sources},
+                seconds=_number(content, "seconds") if "seconds" in content else math.nan,
             )
-
         elif kind == "probes":
             self.probes[int(content["step"])] = Probe(
                 tokens=float(content["tokens"]), values=dict(_numbers(content, ""))

@@ -20,6 +20,8 @@ class Evaluation:
     """Per source, in nats per masked token."""
     accuracy: dict[str, float]
     """Per source, the share of masked tokens that are guessed."""
+    seconds: float = math.nan
+    """That it took; NaN in records from before it was noted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,12 @@ class Phase:
     def flop_utilisation(self) -> float:
         """Mean model FLOP utilisation; NaN where the device's peak is unknown."""
         return _mean(self.column("mfu"), self.column("step_seconds"))
+
+    @property
+    def evaluation_share(self) -> float:
+        """Share of the time in steps and evaluations that the latter took; NaN if not recorded."""
+        spent = math.fsum(e.seconds for e in self.evaluations if e.seconds > 0)
+        return spent / (spent + self.seconds) if spent > 0 else math.nan
 
     @property
     def probe_share(self) -> float:

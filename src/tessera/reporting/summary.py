@@ -34,6 +34,7 @@ def rows(phases: Sequence[Phase]) -> list[Row]:
         row("FLOP utilisation", lambda phase: number(phase.flop_utilisation, ".1%")),
         row("rows filled", lambda phase: number(phase.fill, ".2%")),
         row("waiting for data", lambda phase: number(phase.wait_share, ".2%")),
+        row("time in evaluation", lambda phase: number(phase.evaluation_share, ".2%")),
         row("time in probes", lambda phase: number(phase.probe_share, ".2%")),
     ]
     return [(label, cells) for label, cells in found if set(cells) != {NOTHING}]

@@ -1,6 +1,7 @@
 """Masked-LM loss and accuracy per source: fixed documents, fixed masks, one vote per token."""
 
 import math
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -102,13 +103,16 @@ class Evaluator(Measurement):
             super().batch_end(state, logger)
 
     def measure(self, state: State) -> JsonObject:
-        """A record of every source's loss and accuracy."""
+        """A record of every source's loss and accuracy, and of the seconds it took."""
+        begin = time.monotonic()
+        scores = {name: self._score(state, b()) for name, b in self.sources.items()}
         return {
             "kind": "evaluation",
             "step": self.train_step.clock.steps,
             "tokens": self.train_step.clock.tokens,
             "masking_rate": self.masking_rate,
-            "sources": {name: self._score(state, b()) for name, b in self.sources.items()},
+            "sources": scores,
+            "seconds": time.monotonic() - begin,
         }
 
     def _score(self, state: State, batches: Iterable[PackedBatch]) -> JsonObject:

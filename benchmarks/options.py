@@ -1,0 +1,134 @@
+"""Options of training on the demo's text: loss at equal tokens beside the recipe, three seeds each.
+
+    make demo                                       once: the text, the tokenizer, the shards
+    python benchmarks/options.py                    the options below, an hour or so on two cores
+    python benchmarks/options.py --only muon --tokens 1_000_000 --threads 2
+    python benchmarks/options.py --try 'wide=model.hidden_size=256 model.num_attention_heads=8'
+
+Runs of one seed read the same rows. What is finished is kept in `--runs` and not done again. A
+difference is the mean over seeds of an option's loss less the recipe's, with its standard error.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hardware import named
+
+ROOT = Path(__file__).parents[1]
+YAML = "yamls/demo/phase1.yaml"
+RECIPE = "recipe"
+OPTIONS = {
+    RECIPE: "",
+    "muon": "optimizer.name=muon optimizer.lr=1.5e-3 optimizer.weight_decay=0.01 "
+    "optimizer.rest.lr=1.5e-3",
+    "falling mask rate": "train_data.masking.rate=0.4 train_data.masking.final_rate=0.15 "
+    "train_data.masking.over={tokens}tok",
+    "whole words": "train_data.masking.whole_words=true",
+    "twice the rate": "optimizer.lr=3e-3",
+}
+"""Overrides of the demo's phase 1, by what they are called."""
+
+Losses = dict[str, float]
+"""Of validation, by source."""
+
+
+def main() -> int:
+    """Train what is missing, print the table, keep the numbers; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=400_000, help="of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
+    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="NAME=K=V ...")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "options")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/options.json")
+    asked = parser.parse_args()
+    if not (ROOT / "data/demo/.prepared").exists():
+        print(
+            "options.py: there is no text of the demo yet; run `make demo` first", file=sys.stderr
+        )
+        return 2
+    options = {name: OPTIONS[name] for name in dict.fromkeys([RECIPE, *asked.only])}
+    options |= {name: rest for name, _, rest in (each.partition("=") for each in asked.tried)}
+    found: dict[str, dict[int, Losses]] = {name: {} for name in options}
+    for seed in asked.seeds:  # the recipe and the options in turns
+        for name, overrides in options.items():
+            folder = asked.runs / f"{name.replace(' ', '-')}-{seed}-{asked.tokens}"
+            found[name][seed] = trained(folder, overrides, seed, asked.tokens, asked.threads)
+            print(f"{name}, seed {seed}: {mean(found[name][seed]):.4f}", flush=True)
+    print()
+    print("\n".join(table(found)))
+    result = {
+        "hardware": named(),
+        "yaml": YAML,
+        "tokens": asked.tokens,
+        "overrides": options,
+        "validation_loss": found,
+    }
+    asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
+    """Validation losses at the end of a run, which is done if it is not there."""
+    if (losses := last_losses(folder, tokens)) is not None:
+        return losses
+    warmup = f"batch.warmup.over={tokens // 4}tok schedule.warmup={tokens // 12}tok"
+    rest = "evaluation.interval=null evaluation.at_end=true checkpoints.interval=null"
+    settings = f"{warmup} {rest} {overrides}".format(tokens=tokens).split()
+    settings += [f"run_folder={folder}", f"duration={tokens}tok", f"seed={seed}"]
+    done = subprocess.run(
+        [sys.executable, "main.py", YAML, *settings],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+    )
+    losses = last_losses(folder, tokens)
+    if done.returncode or losses is None:
+        raise SystemExit(f"{folder}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
+    return losses
+
+
+def last_losses(folder: Path, tokens: int) -> Losses | None:
+    """What a finished run ended with; None if it is not finished."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    records = [json.loads(line) for line in lines]
+    ends = [r for r in records if r["kind"] == "evaluation" and r["tokens"] >= tokens]
+    return {name: one["loss"] for name, one in ends[-1]["sources"].items()} if ends else None
+
+
+def mean(losses: Losses) -> float:
+    """Over the sources, each alike."""
+    return statistics.fmean(losses.values())
+
+
+def table(found: Mapping[str, Mapping[int, Losses]]) -> Sequence[str]:
+    """A line an option: its loss, and its difference from the recipe by pairs of seeds."""
+    lines = ["| option | validation loss | less the recipe's |", "|---|---|---|"]
+    recipe = found[RECIPE]
+    for name, runs in found.items():
+        values = [mean(losses) for losses in runs.values()]
+        said = ""
+        if name != RECIPE:
+            pairs = [mean(losses) - mean(recipe[seed]) for seed, losses in runs.items()]
+            error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
+            said = f"{statistics.fmean(pairs):+.3f} ± {error:.3f}"
+        lines.append(f"| {name} | {statistics.fmean(values):.3f} | {said} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
