@@ -123,7 +123,8 @@ def test_weights_that_are_not_numbers_are_refused(encoder, tmp_path, capsys):
     weights["model.final_norm.weight"][0] = float("nan")
     safetensors.torch.save_file(weights, tmp_path / "nan" / "model.safetensors", {"format": "pt"})
     assert main(["export", str(tmp_path / "nan"), "--out", str(tmp_path / "o"), "--onnx"]) == 2
-    assert "NaN or infinity, first in model.final_norm.weight" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/nan: its weights hold NaN or infinity, first in model.final_norm" in said
     assert not (tmp_path / "o").exists()
 
 

@@ -96,7 +96,10 @@ def export_with_graphs(
             checkpoint = read_checkpoint(source)
             write_folder(checkpoint, folder)
             verify(checkpoint, folder)
-        graphs = write_graphs(folder, kinds, encoder_only=encoder_only)
+        try:
+            graphs = write_graphs(folder, kinds, encoder_only=encoder_only)
+        except CheckpointError as error:  # names the folder that is about to be thrown away
+            raise CheckpointError(str(error).replace(str(folder), str(source))) from error
         sign(folder, load_json(folder / OWN_FILE) if (folder / OWN_FILE).is_file() else {})
     return [replace(graph, file=out / graph.file.relative_to(folder)) for graph in graphs]
 

@@ -237,7 +237,12 @@ def _say_new(
         if quiet:
             continue
         if failure is not None:
-            log.warning("%s: failed: %s", job, failure["message"])
+            about = f"{job.model.name} {job.task_name} failed: {failure['message']}"
+            known = (
+                about in said
+            )
+            log.warning("%s: failed%s", job, " likewise" if known else f": {failure['message']}")
+            said.add(about)
         elif record is not None:
             scores = ", ".join(f"{name} {value:.4g}" for name, value in record["scores"].items())
             log.info(

@@ -4,7 +4,7 @@ Validation is asked at intervals; the weights of its best answer are kept, and g
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -205,7 +205,7 @@ def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
     rows = _rows(task, texts_of(task))
     nothing = np.zeros(0, dtype=np.int64)
     if isinstance(task, Classification):
-        names = _classes(row[task.label] for row in rows["train"])
+        names = _classes(task, (row[task.label] for row in rows["train"]))
         numbers = {name: number for number, name in enumerate(names)}
         labels: dict[str, list[Any]] = {
             split: _numbered(_where(task, split), [row[task.label] for row in some], numbers)
@@ -268,7 +268,7 @@ def _words(task: TokenClassification, tokenizer: Any) -> Prepared:
                     f"{_where(task, split)}: row {place} has {len(words)} words, "
                     f"but {len(labels)} labels"
                 )
-    names = _classes(label for row in rows["train"] for label in row[task.labels])
+    names = _classes(task, (label for row in rows["train"] for label in row[task.labels]))
     numbers = {name: number for number, name in enumerate(names)}
     outside = numbers.get(task.outside)
 
@@ -331,11 +331,13 @@ def _where(task: Finetuned, split: str) -> str:
     return str(getattr(task, split))
 
 
-def _classes(labels: Any) -> list[Any]:
+def _classes(task: Finetuned, labels: Iterable[Any]) -> list[Any]:
     """The classes in order: numbers by size, text by letters."""
     found = set(labels)
     if len(found) < 2:
-        raise ValueError(f"train has only the label {next(iter(found), None)!r}; two are needed")
+        raise ValueError(
+            f"{task.train}: has only the label {next(iter(found), None)!r}; two are needed"
+        )
     kinds = {type(label) for label in found}
     return sorted(found, key=None if len(kinds) == 1 else str)
 

@@ -58,7 +58,7 @@ def _probe(task: LinearProbe, features: Callable[[Sequence[Any]], Features]) -> 
     }
     classes = sorted({str(row[task.label]) for row in rows["train"]})
     if len(classes) < 2:
-        raise ValueError(f"{task.train}: train has only the label {classes[0]}; two are needed")
+        raise ValueError(f"{task.train}: has only the label {classes[0]!r}; two are needed")
     labels = {}
     for split, some in rows.items():
         strangers = {str(row[task.label]) for row in some} - set(classes)
