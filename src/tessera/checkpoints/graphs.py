@@ -210,7 +210,11 @@ def _load(folder: Path, encoder_only: bool) -> tuple[Any, str]:
     try:
         # Eager attention alone is traced without a branch on the lengths of the example.
         model = auto.from_pretrained(
-            folder, attn_implementation="eager", dtype=torch.float32, local_files_only=True
+            folder,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
         ).eval()
     except Exception as error:
         raise CheckpointError(f"{folder}: transformers cannot load it ({error})") from error

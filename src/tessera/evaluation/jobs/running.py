@@ -238,9 +238,7 @@ def _say_new(
             continue
         if failure is not None:
             about = f"{job.model.name} {job.task_name} failed: {failure['message']}"
-            known = (
-                about in said
-            )
+            known = about in said
             log.warning("%s: failed%s", job, " likewise" if known else f": {failure['message']}")
             said.add(about)
         elif record is not None:
