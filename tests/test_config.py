@@ -337,6 +337,7 @@ evaluation: {{interval: 3, max_tokens: -3}}
 checkpoints: {{intervall: 1tok, keep: 0}}
 compute: {{precision: fp16x, attention: flashy}}
 loggers: {{wandb: {{projekt: a}}}}
+watchdog_minutes: -3
 """
 TOLD = (
     "seeed: .* 'seed'",
@@ -380,6 +381,7 @@ TOLD = (
     "compute.precision: .*fp16x",
     "compute.attention: .*flashy",
     "loggers: .*logging",
+    "watchdog_minutes: .*got -3",
 )
 
 

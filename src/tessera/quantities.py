@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 Unit = Literal["tok", "ba", "sp"]
 COUNTED: dict[Unit, str] = {"tok": "tokens", "ba": "steps", "sp": "documents"}
@@ -30,6 +30,8 @@ def _whole(number: str, text: str) -> int:
 class Duration:
     """A length of training: real tokens (`tok`), optimizer steps (`ba`) or documents (`sp`)."""
 
+    EXAMPLE: ClassVar[str] = "3_000_000tok"
+
     value: int
     unit: Unit
 
@@ -40,7 +42,7 @@ class Duration:
         if match is None or match[2] not in get_args(Unit):
             raise ValueError(
                 f"expected a number with a unit, tok (tokens), ba (batches) or sp (documents), "
-                f"such as '3_000_000tok'; got '{text}'"
+                f"such as '{cls.EXAMPLE}'; got '{text}'"
             )
         return cls(_whole(match[1], str(text)), match[2])  # type: ignore[arg-type]
 

@@ -239,7 +239,20 @@ def _stand_in(cls: Any, name: str) -> Any:
         return field.default
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return 1 if _fields(cls)[name] in (int, float) else _FAILED
+    kind: Any = _fields(cls)[name]
+    if kind in (int, float):
+        return 1
+    if kind is str or get_origin(kind) is Annotated:
+        return ""
+    if not dataclasses.is_dataclass(kind):
+        return _FAILED
+    if hasattr(kind, "EXAMPLE"):
+        return kind.parse(kind.EXAMPLE)
+    section = object.__new__(kind)
+    for inner in _fields(kind):
+        if (value := _stand_in(kind, inner)) is not _FAILED:
+            object.__setattr__(section, inner, value)
+    return section
 
 
 def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
