@@ -244,14 +244,17 @@ def _stand_in(cls: Any, name: str) -> Any:
         return 1
     if kind is str or get_origin(kind) is Annotated:
         return ""
-    if not dataclasses.is_dataclass(kind):
-        return _FAILED
     if hasattr(kind, "EXAMPLE"):
         return kind.parse(kind.EXAMPLE)
+    return _unjudged(kind) if dataclasses.is_dataclass(kind) else _FAILED
+
+
+def _unjudged(kind: Any) -> Any:
+    """A section of stand-ins, whose own check is not asked."""
     section = object.__new__(kind)
-    for inner in _fields(kind):
-        if (value := _stand_in(kind, inner)) is not _FAILED:
-            object.__setattr__(section, inner, value)
+    for name in _fields(kind):
+        if (value := _stand_in(kind, name)) is not _FAILED:
+            object.__setattr__(section, name, value)
     return section
 
 
