@@ -1,5 +1,7 @@
 """Graphs for serving: they give what transformers gives, or are not left behind."""
 
+import json
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -126,6 +128,19 @@ def test_weights_that_are_not_numbers_are_refused(encoder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"{tmp_path}/nan: its weights hold NaN or infinity, first in model.final_norm" in said
     assert not (tmp_path / "o").exists()
+
+
+def test_a_decoder_is_refused_and_a_missing_tokenizer_is_said(tmp_path, capsys, caplog):
+    folder = make_encoder(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    command = ["export", str(folder), "--out", str(tmp_path / "o"), "--onnx"]
+    assert main(command) == 0
+    assert "holds no tokenizer; whoever serves" in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["LlamaForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(command) == 2
+    assert f"{folder}: is a decoder (LlamaForCausalLM)" in capsys.readouterr().err
 
 
 def test_options_that_say_nothing_are_refused(encoder, tmp_path, capsys, monkeypatch):

@@ -30,6 +30,7 @@ from tessera.evaluation.jobs.plan import survey
 from tessera.evaluation.jobs.records import Outcome, Records
 from tessera.evaluation.results import write_results
 from tessera.evaluation.suites import SuiteConfig, load_suite
+from tessera.reporting import results_page
 from tessera.reporting.results_page import write_results_page
 
 
@@ -174,7 +175,7 @@ def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
     cells = survey(suite, models, INPUTS, broken, records)
     for cell in cells:
         for job in cell.waiting:
-            finish(records, job, validation=0.5, test=0.75)
+            finish(records, job, validation=0.5, test=0.5 if cell.model.name == "plain" else 0.75)
     cells = survey(suite, models, INPUTS, broken, records)
     write_results_page(write_results(tmp_path, cells), tmp_path, "tessera evaluate")
     page = (tmp_path / "index.html").read_text()
@@ -182,11 +183,23 @@ def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
     assert "&lt;b&gt;bold" in page and "<b>bold" not in page
     assert "broke &lt;here&gt;" in page and "no such file" in page
     best = re.findall(r'<td class="best"><a [^>]*>([^<]*)</a>', page)
-    assert best == ["70.8"], "0.625, 0.75, 0.75"
+    assert best == ["70.8"], "0.625, 0.75, 0.75 beside 0.5, 0.5, 0.5"
     assert "<small>of 2 tasks" not in page, "only one task has numbers"
     assert "Without a finished job" in page and '<h2 id="task-then">' not in page
     for link in re.findall(r'href="([^"#]+)"', page):
         assert (tmp_path / link).is_file(), link
+
+
+def test_a_star_is_for_the_best_and_whoever_is_within_a_spread_of_it():
+    def entry(name, mean, spread, lower=False):
+        return {"model": name, "mean": mean, "spread": spread, "lower_is_better": lower}
+
+    three = [entry("a", 0.7, 0.02), entry("b", 0.69, 0.005), entry("c", 0.5, None)]
+    assert results_page._best(three) == {"a", "b"}
+    assert results_page._best([entry("a", 0.7, None), entry("b", 0.69, 0.005)]) == {"a"}
+    assert results_page._best([entry("a", 0.7, 0.1), entry("b", 0.69, 0.1)]) == set()
+    assert results_page._best([entry("a", 2.0, None, True), entry("b", 1.9, None, True)]) == {"b"}
+    assert results_page._best([entry("a", 2.0, None), entry("b", None, None)]) == set()
 
 
 def test_the_page_tells_a_models_fault_once_and_stars_no_tie(suite, tmp_path):
@@ -239,6 +252,29 @@ def test_killed_jobs_are_done_again_and_finished_ones_are_not(place, tmp_path, n
     record = json.loads((tmp_path / "results" / entry["runs"][0]["record"]).read_text())
     assert record["command"].startswith("tessera evaluate m=")
     assert {"torch", "transformers", "python"} <= set(record["versions"])
+
+
+@pytest.mark.slow
+def test_a_command_that_is_ended_says_so_and_leaves_a_page_of_what_is_finished(
+    place, tmp_path, needs_eval
+):
+    task = classification(place / "texts")
+    write_suite(tmp_path / "s.yaml", {"parity": task}, [1, 2, 3])
+    arguments = ["evaluate", f"m={place / 'model'}", "--suite", "s.yaml", "--device", "cpu"]
+    process = start(*arguments, cwd=tmp_path)
+    page = tmp_path / "results" / "results.json"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if page.is_file() and any(entry["runs"] for entry in entries(page.parent).values()):
+            break
+        time.sleep(0.02)
+    process.terminate()
+    said = "".join(filter(None, process.communicate(timeout=60)))
+    assert process.returncode == 130
+    assert "stopped; the same command does what is not finished" in said
+    assert "Traceback" not in said
+    (entry,) = entries(page.parent).values()
+    assert 0 < len(entry["runs"]) < 3
 
 
 @pytest.mark.slow

@@ -126,6 +126,17 @@ def failure(tmp_path, asked):
     return Records(out=tmp_path / "out").read_failure(asked)
 
 
+def test_f1_of_more_than_two_classes_is_refused_before_anything_is_trained(place, tmp_path):
+    rows = [{"text": f"w{n} w1", "label": "abc"[n % 3]} for n in range(9)]
+    file = str(write_rows(tmp_path / "three.jsonl", rows))
+    plain = {"name": "classification", "train": file, "validation": file, "metrics": ["f1"]}
+    said = failure(tmp_path, job(place / "model", plain))["message"]
+    assert said == (
+        f"{file}: has 3 classes, and f1 is of two, the later of which is sought; "
+        "write metrics: [macro_f1]"
+    )
+
+
 def test_weights_that_are_not_finite_are_refused(place, tmp_path):
     pytest.importorskip("accelerate")
     from safetensors.torch import load_file, save_file

@@ -117,9 +117,9 @@ class _Report:
     def suggest(
         self, name: str, fields: Sequence[str], likelier: Sequence[str] = (), prefix: str = ""
     ) -> str:
-        elsewhere = getattr(self.schema, "KNOWN_AS", {}).get(name)
-        if elsewhere is not None:
-            return f"here it is {elsewhere}"
+        here = getattr(self.schema, "KNOWN_AS", {}).get(name)
+        if here is not None and here != prefix + name:
+            return f"here it is {here}"
         close = difflib.get_close_matches(name, likelier, n=1)
         close = close or difflib.get_close_matches(name, fields, n=1)
         if close:

@@ -30,6 +30,8 @@ from tessera.checkpoints.formats.huggingface import OWN_FILE
 from tessera.checkpoints.reader import read_checkpoint
 from tessera.checkpoints.safe_files import load_json
 
+log = logging.getLogger(__name__)
+
 Kind = Literal["onnx", "int8", "openvino"]
 
 PLACES: dict[Kind, str] = {
@@ -199,7 +201,12 @@ def _load(folder: Path, encoder_only: bool) -> tuple[Any, str]:
 
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
-    named = load_json(folder / "config.json").get("architectures") or []
+    config = load_json(folder / "config.json")
+    named = config.get("architectures") or []
+    if config.get("is_decoder") or any(str(n).endswith(("CausalLM", "LMHeadModel")) for n in named):
+        raise CheckpointError(f"{folder}: is a decoder ({', '.join(map(str, named))}), no encoder")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        log.warning("%s: holds no tokenizer; whoever serves the graph needs it", folder)
     auto: Any = transformers.AutoModel
     if named and not encoder_only:
         auto = getattr(transformers, str(named[0]), None)

@@ -2,8 +2,10 @@
 
 import argparse
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -136,6 +138,7 @@ def judge_models(
 
     from tessera.evaluation.jobs.models import resolve
     from tessera.evaluation.jobs.running import Asked, judge
+    from tessera.evaluation.jobs.work import gpus
     from tessera.reporting.results_page import write_results_page
 
     if options.workers is not None:
@@ -146,18 +149,21 @@ def judge_models(
     command = shlex.join(["tessera", *sys.argv[1:]])
     asked = {"name": options.executor, "workers": options.workers}
     given = {name: value for name, value in asked.items() if value is not None}
-    cells = judge(
-        Asked(
-            suite=suite,
-            models=resolve(models, out),
-            out=out,
-            executor=replace(suite.executor, **given),
-            command=command,
-            device=options.device,
-            keep=keep,
-            show=partial(write_results_page, out=out, command=command),
-        )
+    executor = replace(suite.executor, **given)
+    if options.device == "cuda" and executor.name == "local" and not gpus():
+        raise ConfigError("--device cuda: there is no GPU on this machine")
+    asked_for = Asked(
+        suite=suite,
+        models=resolve(models, out),
+        out=out,
+        executor=executor,
+        command=command,
+        device=options.device,
+        keep=keep,
+        show=partial(write_results_page, out=out, command=command),
     )
+    with _stoppable():
+        cells = judge(asked_for)
     print(f"page     {out / 'index.html'}")
     print(f"numbers  {out / 'results.json'}, {out / 'results.csv'}")
     failed = [cell for cell in cells if cell.problem is not None or cell.failed]
@@ -171,3 +177,16 @@ def judge_models(
             f"of the jobs, {said}; the page says which and why; the same command tries them again"
         )
     return cells
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, and say then that nothing finished is lost."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("tessera: stopped; the same command does what is not finished", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

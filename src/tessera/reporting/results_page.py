@@ -69,9 +69,9 @@ def _lead(
     metrics = list(dict.fromkeys(_metric_name(e) for e in entries if e["task"] in meant))
     mixed = metrics if len(metrics) > 1 else []
     yield (
-        f"{len(models)} models on {len(tasks)} tasks: the mean over seeds, and their standard "
-        "deviation where there is more than one. A star marks the best of a column; a difference "
-        "smaller than the spread says nothing."
+        f"{_counted(len(models), 'model')} on {_counted(len(tasks), 'task')}: the mean over seeds, "
+        "and their standard deviation where there is more than one. A star marks the best of a "
+        "column, and who is no further from it than a spread. A dash: not asked."
     )
     if mixed:
         yield (
@@ -141,22 +141,33 @@ def _mean_score(
     return statistics.fmean(cells[model, task]["mean"] for task in tasks)
 
 
-def _best(entries: Sequence[JsonObject]) -> float | None:
-    values = [entry["mean"] for entry in entries if entry["mean"] is not None]
-    if len(set(values)) < 2:  # alone, or all alike
-        return None
-    pick: Callable[[Iterable[float]], float] = min if entries[0]["lower_is_better"] else max
-    return pick(values)
+def _best(entries: Sequence[JsonObject]) -> set[str]:
+    """The models of a task with the best mean, or one no further from it than a spread."""
+    known = [entry for entry in entries if entry["mean"] is not None]
+    if not known:
+        return set()
+    pick: Callable[..., JsonObject] = min if known[0]["lower_is_better"] else max
+    best = pick(known, key=lambda entry: entry["mean"])
+    near = {
+        entry["model"]
+        for entry in known
+        if abs(entry["mean"] - best["mean"]) <= max(entry["spread"] or 0, best["spread"] or 0)
+    }
+    return near if len(near) < len(known) else set()  # alone, or all alike
 
 
-def _cell(entry: JsonObject | None, best: float | None, anchor: str) -> str:
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _cell(entry: JsonObject | None, best: set[str], anchor: str) -> str:
     if entry is None:
         return f"<td>{NOTHING}</td>"
     if entry["mean"] is None:
         said = "waiting" if entry["state"] == "waiting" else "failed"
         css = ' class="failed"' if said == "failed" else ""
         return f'<td{css}><a href="#{anchor}">{said}</a></td>'
-    css = ' class="best"' if entry["mean"] == best else ""
+    css = ' class="best"' if entry["model"] in best else ""
     mark = " <small>(some failed)</small>" if entry["state"] == "part" else ""
     link = f'<a href="#{anchor}">{_value(entry, entry["mean"])}</a>'
     return f"<td{css}>{link}{_spread(entry)}{mark}</td>"
@@ -170,6 +181,8 @@ def _spread(entry: JsonObject) -> str:
 
 def _metric_name(entry: JsonObject) -> str:
     name = str(entry["metric"]).replace("_", " ")
+    if entry["kind"] == "efficiency":
+        name += ", short documents of many lengths"
     return f"{name}, less is better" if entry["lower_is_better"] else name
 
 
@@ -255,7 +268,7 @@ def _runs(entries: Sequence[JsonObject]) -> str:
     others = [name for name in names if name != entries[0]["metric"]][:8]
     head = "".join(
         f'<th scope="col">{escape(name.replace("_", " "))}</th>'
-        for name in ["mean", *others, "each seed", "chosen"]
+        for name in [_metric_name(entries[0]), *others, "each seed", "chosen"]
     )
     lines = ""
     for entry in entries:

@@ -71,7 +71,7 @@ class Asked:
 
 
 def judge(asked: Asked) -> list[Cell]:
-    """Do every job that is not done, and write the results after each stage.
+    """Do every job that is not done, and write the results whenever one ends.
 
     Returns:
         What is known of each model and task.
@@ -85,13 +85,18 @@ def judge(asked: Asked) -> list[Cell]:
     inputs, problems = _look_ahead(asked)
     for message, named in _grouped(problems).items():
         log.warning("%s: %s", named, message)
-    while True:
+
+    def look() -> list[Cell]:
         cells = survey(asked.suite, asked.models, inputs, problems, records, asked.keep)
-        waiting = [job for cell in cells for job in cell.waiting]
         asked.show(write_results(asked.out, cells))
+        return cells
+
+    while True:
+        cells = look()
+        waiting = [job for cell in cells for job in cell.waiting]
         if not waiting:
             return cells
-        _run(asked, records, waiting, cells)
+        _run(asked, records, waiting, cells, look)
 
 
 def _check_installed(suite: SuiteConfig) -> None:
@@ -170,7 +175,13 @@ def columns_of(task: Task, key: str) -> Sequence[Column]:
     return COLUMNS[key.rpartition(".")[2]]
 
 
-def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence[Cell]) -> None:
+def _run(
+    asked: Asked,
+    records: Records,
+    waiting: Sequence[Job],
+    cells: Sequence[Cell],
+    look: Callable[[], object],
+) -> None:
     def finished() -> set[int]:
         return {
             place
@@ -208,7 +219,8 @@ def _run(asked: Asked, records: Records, waiting: Sequence[Job], cells: Sequence
     _say_new(waiting, records, said, quiet=True)
     try:
         for _ in run(plan, executor):
-            _say_new(waiting, records, said)
+            if _say_new(waiting, records, said):
+                look()
             _prune(cells, records)
     except TasksLost as error:
         for job in waiting:
@@ -223,9 +235,9 @@ def _is_kept(job: Job, records: Records) -> bool:
 
 def _say_new(
     waiting: Sequence[Job], records: Records, said: set[str], *, quiet: bool = False
-) -> None:
-    """One line for each job that ended since the last time."""
-    ended = sum(job.id in said for job in waiting)
+) -> bool:
+    """One line for each job that ended since the last time; whether there was one."""
+    before = ended = sum(job.id in said for job in waiting)
     for job in waiting:
         if job.id in said:
             continue
@@ -252,6 +264,7 @@ def _say_new(
                 if (about := f"{job.model.name} {job.task_name}: {note}") not in said:
                     said.add(about)
                     log.warning(about)
+    return ended > before
 
 
 def _prune(cells: Sequence[Cell], records: Records) -> None:

@@ -23,7 +23,12 @@ from tessera.evaluation.tasks.config import (
 )
 from tessera.evaluation.tasks.loading import load_tokenizer, load_with_head
 from tessera.evaluation.tasks.memory import halving
-from tessera.evaluation.tasks.metrics import classification_scores, regression_scores, word_scores
+from tessera.evaluation.tasks.metrics import (
+    classification_scores,
+    refuse_metrics,
+    regression_scores,
+    word_scores,
+)
 from tessera.evaluation.tasks.tables import Row, number_of, read_split
 
 Example = dict[str, Any]
@@ -206,6 +211,7 @@ def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
     nothing = np.zeros(0, dtype=np.int64)
     if isinstance(task, Classification):
         names = _classes(task, (row[task.label] for row in rows["train"]))
+        refuse_metrics(task.metrics, len(names), task.train)
         numbers = {name: number for number, name in enumerate(names)}
         labels: dict[str, list[Any]] = {
             split: _numbered(_where(task, split), [row[task.label] for row in some], numbers)

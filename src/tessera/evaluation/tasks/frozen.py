@@ -15,7 +15,11 @@ from tessera.evaluation.linear_probe import fitted
 from tessera.evaluation.tasks.config import LinearProbe, Similarity, main_metric
 from tessera.evaluation.tasks.loading import check_finite, load_tokenizer
 from tessera.evaluation.tasks.memory import halving
-from tessera.evaluation.tasks.metrics import classification_scores, regression_scores
+from tessera.evaluation.tasks.metrics import (
+    classification_scores,
+    refuse_metrics,
+    regression_scores,
+)
 from tessera.evaluation.tasks.tables import Row, number_of, read_split
 
 _BATCH = 64
@@ -59,6 +63,7 @@ def _probe(task: LinearProbe, features: Callable[[Sequence[Any]], Features]) -> 
     classes = sorted({str(row[task.label]) for row in rows["train"]})
     if len(classes) < 2:
         raise ValueError(f"{task.train}: has only the label {classes[0]!r}; two are needed")
+    refuse_metrics(task.metrics, len(classes), task.train)
     labels = {}
     for split, some in rows.items():
         strangers = {str(row[task.label]) for row in some} - set(classes)

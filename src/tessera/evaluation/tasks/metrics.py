@@ -6,10 +6,19 @@ from typing import Any
 import numpy as np
 
 
+def refuse_metrics(names: Sequence[str], classes: int, where: str) -> None:
+    """Raise ValueError if a metric is of two classes, and there are more."""
+    if classes > 2 and "f1" in names:
+        raise ValueError(
+            f"{where}: has {classes} classes, and f1 is of two, the later of which is sought; "
+            "write metrics: [macro_f1]"
+        )
+
+
 def classification_scores(
     names: Sequence[str], truth: np.ndarray, predicted: np.ndarray
 ) -> dict[str, float]:
-    """Scores of classes, numbered as their names sort.
+    """Scores of classes, numbered as their names sort; `f1` is of the last of two.
 
     Args:
         names: of metrics.
