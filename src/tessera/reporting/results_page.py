@@ -23,7 +23,10 @@ a { color: inherit; }
 .scroll th:first-child { position: sticky; left: 0; background: var(--page); }
 .scroll th:first-child { max-width: 11rem; }
 .scroll thead th { overflow-wrap: normal; white-space: nowrap; }
+.scroll thead th small { display: inline-block; max-width: 8rem; white-space: normal; }
 .details td, .details th { font-size: .88rem; }
+.details tbody th { min-width: 8.5rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .pareto, .curves { max-width: 34rem; }
 .pareto text, .curves text { font-size: 12px; fill: var(--ink); }
 .pareto .axis, .curves .axis { fill: var(--muted); }
@@ -182,7 +185,7 @@ def _spread(entry: JsonObject) -> str:
 def _metric_name(entry: JsonObject) -> str:
     name = str(entry["metric"]).replace("_", " ")
     if entry["kind"] == "efficiency":
-        name += ", short documents of many lengths"
+        name += ", variable short"
     return f"{name}, less is better" if entry["lower_is_better"] else name
 
 
@@ -311,12 +314,19 @@ def _detail(title: str, entries: Sequence[JsonObject]) -> str:
     head = f'<th scope="col">{escape(columns[0])}</th><th scope="col">model</th>'
     head += "".join(f'<th scope="col">{escape(name)}</th>' for name in columns[1:])
     names = list(dict.fromkeys(str(row[0]) for _, table in found for row in table["rows"]))
+    every = [row for _, table in found for row in table["rows"]]
+    large = [
+        any(isinstance(v, float) and abs(v) >= 1000 for v in c) for c in zip(*every, strict=True)
+    ]
     lines = ""
     for name in names:
         rows = [(m, row) for m, table in found for row in table["rows"] if str(row[0]) == name]
         for place, (model, row) in enumerate(rows):
             first = escape(name) if place == 0 else ""
-            values = "".join(f"<td>{_plain(value)}</td>" for value in row[1:])
+            values = "".join(
+                f"<td>{_plain(value, many)}</td>"
+                for value, many in zip(row[1:], large[1:], strict=True)
+            )
             css = "" if place == 0 else ' class="inner"'
             lines += f'<tr{css}><th scope="row">{first}</th><td>{escape(model)}</td>{values}</tr>\n'
     return (
@@ -326,11 +336,12 @@ def _detail(title: str, entries: Sequence[JsonObject]) -> str:
     )
 
 
-def _plain(value: object) -> str:
+def _plain(value: object, large: bool) -> str:
+    """A value of a table; in a column of `large` numbers, without decimals."""
     if value is None:
         return NOTHING
     if isinstance(value, float):
-        return short_number(value) if abs(value) >= 1000 else f"{value:.3f}"
+        return f"{value:,.0f}" if large else f"{value:.3f}"
     return escape(str(value))
 
 
