@@ -153,6 +153,13 @@ def test_mistakes_of_value_and_missing_files_are_said_together(yaml_path, capsys
     [
         ("optimizer.lr=2", "optimizer.lr: 2 is far above"),
         ("model.vocab_size=512", "model.vocab_size: 512 rows for the 255 tokens of"),
+        ("batch.microbatch_rows=99", "batch.microbatch_rows: 99 at a time, of the"),
+        (
+            "evaluation.interval=9_999_999tok",
+            "evaluation.interval: '9999999tok' is longer than duration",
+        ),
+        ("checkpoints.interval=9_999_999tok", "checkpoints.interval: '9999999tok'"),
+        ("evaluation.probes.interval=1ba", "evaluation.probes.short: 512 tokens are no less than"),
     ],
 )
 def test_what_is_hardly_meant_is_said(yaml_path, capsys, change, says):

@@ -187,6 +187,24 @@ def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str
             f"slots ({config.batch.rows:,} rows of train_data.row_tokens); lower batch.rows, or "
             "train longer"
         )
+    if config.batch.microbatch_rows > config.batch.rows:
+        found.append(
+            f"batch.microbatch_rows: {config.batch.microbatch_rows} at a time, of the "
+            f"{config.batch.rows} of batch.rows"
+        )
+    for key, interval in (
+        ("evaluation.interval", config.evaluation.interval),
+        ("checkpoints.interval", config.checkpoints.interval),
+    ):
+        same = interval is not None and interval.unit == config.duration.unit
+        if interval is not None and same and interval.value > config.duration.value:
+            found.append(f"{key}: '{interval}' is longer than duration '{config.duration}'")
+    probes, longest = config.evaluation.probes, config.train_data.max_seq_len
+    if probes is not None and probes.short >= longest:
+        found.append(
+            f"evaluation.probes.short: {probes.short} tokens are no less than "
+            f"train_data.max_seq_len, {longest}: nothing lies beyond them to compare"
+        )
     rows = config.model.vocab_size
     if tokenizer is not None and rows >= 1.5 * tokenizer.size:
         idle = (rows - tokenizer.size) * config.model.hidden_size
