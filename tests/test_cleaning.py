@@ -423,6 +423,7 @@ def test_numbers_put_documents_in_order_by_their_size_and_a_mixture_is_said(clea
 # ---- the same whatever happens
 
 
+@pytest.mark.slow
 def test_workers_and_kills_change_nothing(clean, tmp_path):
     rows = [{"id": str(i), "text": prose(i % 300, 120)} for i in range(400)]
     corpus = write_jsonl(tmp_path / "c.jsonl", rows)

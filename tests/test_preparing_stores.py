@@ -95,6 +95,7 @@ def test_a_glob_takes_the_objects_that_match(server, corpus, tokenizer, tmp_path
     assert [name for name, _, _ in plan["files"]] == ["b.parquet"]
 
 
+@pytest.mark.slow
 def test_shards_go_into_a_bucket_and_are_trained_on_from_there(server, corpus, tokenizer, tmp_path):
     done = call("tokenize", corpus / "stack", *options(tokenizer, tmp_path / "local"))
     server.put("shards", {})

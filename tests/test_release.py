@@ -415,6 +415,7 @@ def test_a_push_without_permission_is_refused_at_once(released, fake):
     assert fake.failures["repos/create"] == [403], "it was tried again"
 
 
+@pytest.mark.slow
 def test_a_pushed_revision_is_imported_by_its_id(released, fake, tmp_path):
     hub.push(released, [FIRST, SECOND], "org/name", first_pause_seconds=0.01)
     code = (

@@ -152,6 +152,7 @@ def killed_after(s3, corpus, tmp_path, steps: int, **changes) -> dict:
     return plain
 
 
+@pytest.mark.slow
 def test_a_fresh_node_goes_on_bit_for_bit(s3, corpus, undisturbed, tmp_path):
     plain = killed_after(s3, corpus, tmp_path, 1)
     assert pointed(s3)[-1] < max(run_folder.checkpoints(undisturbed)), "killed too late"

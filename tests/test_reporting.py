@@ -227,6 +227,7 @@ def test_every_colour_follows_the_page_into_the_dark(chain, tmp_path):
         assert set(re.findall(r"var\(--([^)]*)\)", drawing)) <= set(THEME)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(chain, tmp_path, monkeypatch):
     page = page_of(chain, tmp_path)
     monkeypatch.setitem(matplotlib.rcParams, "axes.linewidth", 7.0)
