@@ -55,12 +55,13 @@ class ModelConfig:
             for name in counts
             if getattr(self, name) < 1
         ]
-        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+        sizes = min(self.hidden_size, self.num_attention_heads) > 0
+        if sizes and self.hidden_size % self.num_attention_heads:
             found.append(
                 f"hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} attention heads"
             )
-        elif self.num_attention_heads > 0 and self.head_size % 2:
+        elif sizes and self.head_size % 2:
             found.append(f"rotary positions need an even head size; got {self.head_size}")
         if self.local_attention < 2 or self.local_attention % 2:
             found.append(f"local_attention must be even and positive: {self.local_attention}")

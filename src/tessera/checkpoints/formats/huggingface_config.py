@@ -99,7 +99,7 @@ def build_config(where: object, fields: JsonObject) -> ModelConfig:
     try:
         return ModelConfig(**checked)
     except ValueError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise CheckpointError(f"{where}: {'; '.join(str(error).splitlines())}") from error
 
 
 def _thetas(where: object, config: JsonObject) -> tuple[Any, Any]:
