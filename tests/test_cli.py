@@ -144,7 +144,12 @@ def test_mistakes_of_value_and_missing_files_are_said_together(yaml_path, capsys
         *("check", yaml_path, "batch.rows=0", "train_data.sources.web.local=/nowhere"),
         *("tokenizer=./nor-here", "start_from=gone.pt"),
     )
-    for expected in ("rows must be at least 1", "/nowhere", "nor-here", "'gone.pt' does not exist"):
+    for expected in (
+        "rows: must be at least 1",
+        "/nowhere",
+        "nor-here",
+        "'gone.pt' does not exist",
+    ):
         assert said.count(expected) == 1
 
 

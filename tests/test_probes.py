@@ -246,7 +246,7 @@ def flat(part, prefix=""):
         ({"distances": [5, 4000]}, "none of 5, 4000 lies between 19"),
         ({"linear_probe": {"train": "nowhere.jsonl", "test": "x.jsonl"}}, "no such file"),
         ({"nams": 3}, "did you mean 'names'?"),
-        ({"short": 2}, "short must be at least 8"),
+        ({"short": 2}, "short: must be at least 8"),
     ],
 )
 def test_mistakes_are_said_before_a_run(corpus, tmp_path, capsys, change, says):

@@ -52,7 +52,7 @@ def script(path, *arguments, cwd):
     ("change", "says"),
     [
         ("batch.row=4", "did you mean 'rows'?"),
-        ("optimizer.lr=-1", "lr must be positive"),
+        ("optimizer.lr=-1", "optimizer.lr: must be positive"),
         ("train_data.max_seq_len=1000", "larger than row_tokens"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_wrong_key_or_value_is_said_before_anything_heavy(
 def test_a_wrong_path_is_said_before_anything_heavy(yaml_path, tmp_path, by, change, says):
     if by == "main.py":
         change = change.replace("batch.rows=5", "batch.microbatch_rows=0")
-        says = says.replace("5 rows do not divide", "microbatch_rows must be at least 1")
+        says = says.replace("5 rows do not divide", "microbatch_rows: must be at least 1")
         main = REPOSITORY / "main.py"
         status, printed, imported = script(main, yaml_path, change, cwd=tmp_path)
     else:

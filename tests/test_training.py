@@ -540,7 +540,7 @@ def test_a_mistake_is_one_message_and_known_before_torch(tmp_path):
     assert done.returncode == 2
     assert "torch imported: False" in done.stdout
     assert "batch.row: unknown 'row'; did you mean 'rows'?" in done.stderr
-    assert "optimizer.lr: lr must be positive" in done.stderr
+    assert "optimizer.lr: must be positive" in done.stderr
     assert "Traceback" not in done.stderr
 
 

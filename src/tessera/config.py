@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import KeyValidationError, OmegaConfBaseException
 
 from tessera.paths import LOCAL
 from tessera.schema import (
@@ -209,6 +209,10 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except KeyValidationError as error:
+        where = f"a key of {error.full_key}" if error.full_key else "a key"
+        said = f"{where} is no text or number; put it in quotes"
+        raise ConfigError(f"{path}: {said} ({str(error).splitlines()[0]})") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(content, dict):

@@ -38,13 +38,15 @@ class Duration:
     @classmethod
     def parse(cls, text: object) -> "Duration":
         """Read '3e9tok'; raises ValueError naming the units if it cannot."""
-        match = re.fullmatch(_NUMBER + r"\s*([a-z]+)", str(text).strip())
-        if match is None or match[2] not in get_args(Unit):
+        match = re.fullmatch(f"(-?){_NUMBER}" + r"\s*([a-z]+)", str(text).strip())
+        if match is not None and match[1] and match[3] in get_args(Unit):
+            raise ValueError(f"must not be negative; got '{text}'")
+        if match is None or match[3] not in get_args(Unit):
             raise ValueError(
                 f"expected a number with a unit, tok (tokens), ba (batches) or sp (documents), "
                 f"such as '{cls.EXAMPLE}'; got '{text}'"
             )
-        return cls(_whole(match[1], str(text)), match[2])  # type: ignore[arg-type]
+        return cls(_whole(match[2], str(text)), match[3])  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return f"{self.value}{self.unit}"

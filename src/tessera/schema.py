@@ -120,14 +120,19 @@ class _Report:
         here = getattr(self.schema, "KNOWN_AS", {}).get(name)
         if here is not None and here != prefix + name:
             return f"here it is {here}"
+        if "." in name:
+            section, _, inner = name.partition(".")
+            return f"in a YAML it is a key of a section, {section}: {{{inner}: ...}}"
         close = difflib.get_close_matches(name, likelier, n=1)
         close = close or difflib.get_close_matches(name, fields, n=1)
         if close:
             return f"did you mean '{close[0]}'?"
-        keys = (key for key in _keys(self.schema, "") if key != prefix + name)
-        elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
+        keys = [key for key in _keys(self.schema, "") if key != prefix + name]
+        elsewhere = [key for key in keys if key.rpartition(".")[2] == name != "name"]
         if elsewhere:
-            return f"did you mean '{elsewhere[0]}'?"
+            least = min(key.count(".") for key in elsewhere)
+            nearest = dict.fromkeys(key for key in elsewhere if key.count(".") == least)
+            return f"did you mean {' or '.join(map(repr, nearest))}?"
         return f"the keys here are {', '.join(fields)}"
 
 
@@ -174,7 +179,8 @@ def _decode_section(cls: Any, value: Any, key: str, report: _Report) -> Any:
     if value is None:
         value = {}
     if not isinstance(value, Mapping):
-        return report.add(key, f"expected a section of keys, got {value!r}")
+        keys = ", ".join(_fields(cls))
+        return report.add(key, f"expected a section of keys ({keys}), got {value!r}")
     hints = _fields(cls)
     prefix = f"{key}." if key else ""
     for name in value:
@@ -223,7 +229,8 @@ def _construct(
                 continue
             first, _, rest = line.partition(" ")
             inner = first.rstrip(":").split(".")[0] in decoded
-            text = rest if inner and first.endswith(":") else line
+            said = inner and (first.endswith(":") or rest.startswith(("must ", "is ", "are ")))
+            text = rest if said else line
             report.add(".".join(filter(None, [key, first.rstrip(":") if inner else ""])), text)
     except Exception:
         # A check that trips over values already reported has nothing to add.
@@ -273,21 +280,28 @@ def _decode_union(kind: Any, value: Any, key: str, report: _Report) -> Any:
         name = value.get("name")
         if name in named:
             return _decode(named[name], value, key, report)
-        if name is None:
-            return report.add(f"{key}.name", f"missing; one of {', '.join(named)}")
-        close = difflib.get_close_matches(str(name), list(named), n=1)
+        close = [] if name is None else difflib.get_close_matches(str(name), list(named), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"one of {', '.join(named)}"
-        report.add(f"{key}.name", f"unknown '{name}'; {hint}")
+        fault = "missing" if name is None else f"unknown '{name}'"
+        report.add(f"{key}.name", f"{fault}; {hint}")
         # The keys beside it are judged too: as those of the one that was meant, or of any.
         if close:
-            return _decode(named[close[0]], {**value, "name": close[0]}, key, report) and _FAILED
-        known = list(dict.fromkeys(name for member in members for name in _fields(member)))
-        for stray in (one for one in value if one not in known):
-            hint = report.suggest(str(stray), known)
-            report.add(f"{key}.{stray}", f"unknown '{stray}'; {hint}")
+            _decode(named[close[0]], {**value, "name": close[0]}, key, report)
+            return _FAILED
+        known: dict[str, Any] = {}
+        for member in members:
+            known = {**_fields(member), **known}
+        for one, item in value.items():
+            if one not in known:
+                hint = report.suggest(str(one), list(known), prefix=f"{key}.")
+                report.add(f"{key}.{one}", f"unknown '{one}'; {hint}")
+            elif one != "name":
+                _decode(known[one], item, f"{key}.{one}", report)
         return _FAILED
     if named and len(named) == len(members):
-        return report.add(key, f"expected a section with a name, got {value!r}")
+        close = difflib.get_close_matches(str(value), list(named), n=1) or list(named)
+        given = f"expected a section with a name, such as {{name: {close[0]}}}; got {value!r}"
+        return report.add(key, given)
     for member in members:
         attempt = _Report(report.schema, {})
         decoded = _decode(member, value, key, attempt)
@@ -362,4 +376,6 @@ def _name(kind: Any) -> str:
         return "a path"
     if get_origin(kind) is Literal:
         return " or ".join(f"'{choice}'" for choice in get_args(kind))
+    if get_origin(kind) in (list, tuple):
+        return "a list"
     return getattr(kind, "__name__", str(kind))

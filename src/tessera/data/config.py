@@ -206,7 +206,7 @@ class BatchConfig:
         for name in ("rows", "microbatch_rows"):
             if getattr(self, name) < 1:
                 found.append(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.warmup is not None:
+        if self.warmup is not None and self.warmup.increment_rows > 0:
             span = self.rows - self.warmup.initial_rows
             if span < 0 or span % self.warmup.increment_rows:
                 found.append(

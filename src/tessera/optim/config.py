@@ -55,7 +55,8 @@ class StableAdamW:
         if self.weight_decay >= 1e-2:
             found.append(
                 f"weight_decay {self.weight_decay} is subtracted at every step in full (it is not "
-                "multiplied by lr) and would erase the weights: use about lr times the usual value"
+                "multiplied by the rate) and would erase the weights: use about the rate times the "
+                "usual value"
             )
         _refuse(found)
 

@@ -30,9 +30,14 @@ def _share(progress: int, begin: int, end: int) -> float:
     return min(1.0, max(0.0, (progress - begin) / (end - begin))) if end > begin else 1.0
 
 
-def _check_floor(floor: float) -> None:
+def _check_fractions(floor: float, drop_to: float = 1.0) -> None:
+    found = []
     if not 0.0 <= floor < 1.0:
-        raise ValueError(f"floor is a fraction of the peak rate, in [0, 1); got {floor}")
+        found.append(f"floor is a fraction of the peak rate, in [0, 1); got {floor}")
+    if not 0.0 < drop_to <= 1.0:
+        found.append(f"drop_to is a fraction of the peak rate, in (0, 1]; got {drop_to}")
+    if found:
+        raise ValueError("\n".join(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +72,7 @@ class WarmupStableDecay:
     """The lower plateau as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
-        if not 0.0 < self.drop_to <= 1.0:
-            raise ValueError(f"drop_to is a fraction of the peak rate, in (0, 1]: {self.drop_to}")
+        _check_fractions(self.floor, self.drop_to)
 
     def multiplier(self, progress: int, total: int) -> float:
         """Until w, t / w, then p; from T - d on, p - (p - f) s or p - (p - f) sqrt(s).
@@ -100,7 +103,7 @@ class OneMinusSqrt:
     """Final learning rate as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
+        _check_fractions(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
         """1 until T - d, then f + (1 - f)(1 - sqrt(s)), s = (t - (T - d)) / d."""
@@ -123,7 +126,7 @@ class Cosine:
     """Final learning rate as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
+        _check_fractions(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
         """Until w, t / w, then f + (1 - f)(1 + cos(pi s)) / 2, s = (t - w) / (T - w)."""
@@ -144,7 +147,7 @@ class Linear:
     """Final learning rate as a fraction of the peak."""
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
+        _check_fractions(self.floor)
 
     def multiplier(self, progress: int, total: int) -> float:
         """Until w, t / w, then 1 - (1 - f) s, s = (t - w) / (T - w)."""

@@ -134,7 +134,9 @@ class EvaluationConfig:
         if self.interval is not None and self.interval.value < 1:
             found.append(f"interval must be positive; got '{self.interval}'")
         if not 0 < self.masking_rate < 1:
-            found.append(f"masking_rate is a share of the tokens, in (0, 1): {self.masking_rate}")
+            found.append(
+                f"masking_rate is a share of the tokens, in (0, 1); got {self.masking_rate}"
+            )
         if self.max_tokens < 1:
             found.append(f"max_tokens must be at least 1; got {self.max_tokens}")
         if found:
@@ -265,6 +267,10 @@ class LoggingConfig:
     tensorboard: bool = False
     """Event files under the run folder; under `TENSORBOARD_LOGGING_DIR` if that is set."""
 
+    def __post_init__(self) -> None:
+        if not self.console_seconds >= 0:
+            raise ValueError(f"console_seconds must not be negative; got {self.console_seconds}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
@@ -309,7 +315,16 @@ class RunConfig:
         "max_grad_norm": "optimizer.clip_norm",
         "warmup_steps": "schedule.warmup, such as 1000ba or 3e9tok",
         "warmup_ratio": "schedule.warmup, such as 1000ba or 3e9tok",
+        "warmup_tokens": "schedule.warmup, such as 1000ba or 3e9tok",
+        "t_warmup": "schedule.warmup, such as 1000ba or 3e9tok",
+        "min_lr": "schedule.floor, as a fraction of optimizer.lr",
+        "alpha_f": "schedule.floor, as a fraction of optimizer.lr",
+        "optim": "optimizer.name",
+        "adam_beta1": "optimizer.betas",
+        "adam_beta2": "optimizer.betas",
+        "adam_epsilon": "optimizer.eps",
         "lr_scheduler_type": "schedule.name",
+        "scheduler": "schedule.name",
         "max_steps": "duration, such as 10000ba, or in tokens, 3e9tok",
         "max_duration": "duration, such as 10000ba, or in tokens, 3e9tok",
         "num_train_epochs": "duration in tokens; `tessera check` says how many epochs that makes",
@@ -327,12 +342,19 @@ class RunConfig:
         "save_folder": "run_folder",
         "save_steps": "checkpoints.interval, such as 1000ba",
         "save_interval": "checkpoints.interval, such as 1000ba",
+        "save_strategy": "checkpoints.interval, such as 1000ba",
         "save_total_limit": "checkpoints.keep",
         "eval_steps": "evaluation.interval, such as 1000ba",
         "eval_interval": "evaluation.interval, such as 1000ba",
+        "eval_strategy": "evaluation.interval, such as 1000ba",
+        "logging_steps": "logging.console_seconds, and metrics.jsonl has every step",
         "bf16": "compute.precision: amp_bf16",
         "fp16": "compute.precision: amp_bf16",
         "gradient_checkpointing": "compute.activation_checkpointing",
+        "torch_compile": "compute.compile",
+        "fsdp": "compute.sharding: fsdp",
+        "dataloader_num_workers": "train_data.workers",
+        "num_workers": "train_data.workers",
         "resume_from_checkpoint": "nothing: the same command resumes",
         "load_path": "start_from",
         "model_name_or_path": "start_from",
@@ -344,10 +366,20 @@ class RunConfig:
         "num_heads": "model.num_attention_heads",
         "n_heads": "model.num_attention_heads",
         "dim": "model.hidden_size",
+        "hidden_dim": "model.hidden_size",
+        "n_embd": "model.hidden_size",
         "d_model": "model.hidden_size",
         "ffn_dim": "model.intermediate_size",
         "sliding_window": "model.local_attention",
+        "rope_theta": "model.global_rope_theta and model.local_rope_theta",
+        "hidden_dropout_prob": "model.attention_output_dropout, the only dropout there is",
+        "attention_dropout": "model.attention_output_dropout, the only dropout there is",
         "max_position_embeddings": "train_data.max_seq_len",
+        "block_size": "train_data.max_seq_len",
+        "dataset": "train_data.sources, shards by name (data_prep/tokenize.py makes them)",
+        "dataset_name": "train_data.sources, shards by name (data_prep/tokenize.py makes them)",
+        "data_path": "train_data.sources, shards by name (data_prep/tokenize.py makes them)",
+        "train_file": "train_data.sources, shards by name (data_prep/tokenize.py makes them)",
         "loggers": "logging",
         "report_to": "logging",
     }
@@ -403,6 +435,8 @@ class RunConfig:
             )
         if self.duration.value < 1:
             found.append(f"duration must be positive; got '{self.duration}'")
+        if not 0 <= self.seed < 2**32:
+            found.append(f"seed must be from 0 to 2**32 - 1; got {self.seed}")
         if not self.z_loss >= 0:
             found.append(f"z_loss must not be negative; got {self.z_loss}")
         warmup = self.batch.warmup
@@ -418,6 +452,13 @@ class RunConfig:
                     f"'{self.duration}'"
                 )
         found += self._probe_problems()
+        layers, chosen = self.model.num_hidden_layers, self.compute.activation_checkpointing
+        beyond = [] if isinstance(chosen, bool) else [n for n in chosen if not 0 <= n < layers]
+        if beyond and layers > 0:
+            found.append(
+                f"compute.activation_checkpointing: names layers {beyond}; the model's {layers} "
+                f"are numbered 0 to {layers - 1}"
+            )
         if self.start_from is not None and self.initial_weights is not None:
             found.append(
                 "start_from and initial_weights both say where the weights come from: keep one"

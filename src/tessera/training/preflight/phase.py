@@ -6,7 +6,7 @@ imported only to read a checkpoint that exists.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,10 +21,12 @@ from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
 from tessera.paths import CACHE_VARIABLE, SOURCE, cache_folder, is_remote
 from tessera.quantities import Duration, short_number
+from tessera.schema import Section
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
-from tessera.training.config import RunConfig
+from tessera.training.config import LinearProbeConfig, RunConfig
 from tessera.training.preflight.sources import (
+    linear_probe_problems,
     one_document_is_all,
     probe_problems,
     repeated_too_often,
@@ -147,22 +149,45 @@ def missing_files(plain: JsonObject) -> list[str]:
             load_tokenizer(tokenizer, quiet=True)
         except ValueError as error:
             found.append(f"tokenizer: {error}")
-    data = plain.get("train_data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for name, section in (sources if isinstance(sources, dict) else {}).items():
-        if not isinstance(section, dict):
-            continue
-        with suppress(ConfigError):
-            known = {one.name for one in fields(SourceConfig)}
-            source = decode(SourceConfig, {k: v for k, v in section.items() if k in known}, name)
-            splits = [source.split, source.validation_split] if source.weight > 0 else []
-            key = f"train_data.sources.{name}"
+    for section, read in (("train_data", True), ("evaluation", False)):
+        for name, own in _sections(_section(plain, section), "sources"):
+            source = _as_far_as_known(SourceConfig, own)
+            if source is None or (read and not source.weight > 0):
+                continue
+            splits = [source.split if read else None, source.validation_split]
+            key = f"{section}.sources.{name}"
             found += source_problems(key, name, source, splits, None, whole=False)
+    probes = _section(_section(plain, "evaluation"), "probes")
+    labelled = _as_far_as_known(LinearProbeConfig, probes.get("linear_probe"))
+    found += [] if labelled is None else linear_probe_problems(labelled)
     origin = plain.get("start_from")
-    origin = _place(origin.get("checkpoint") if isinstance(origin, dict) else origin)
-    if origin is not None and not is_remote(origin) and not Path(origin).exists():
-        found.append(_no_origin("start_from", origin))
+    origin = origin.get("checkpoint") if isinstance(origin, dict) else origin
+    tile = _section(plain, "initial_weights").get("tile")
+    for key, named in (("start_from", origin), ("initial_weights.tile", tile)):
+        place = _place(named)
+        if place is not None and not is_remote(place) and not Path(place).exists():
+            found.append(_no_origin(key, place))
     return found
+
+
+def _section(plain: JsonObject, name: str) -> JsonObject:
+    """A section of a configuration; empty where there is none, or something else."""
+    found = plain.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _sections(plain: JsonObject, name: str) -> Iterator[tuple[str, JsonObject]]:
+    return ((str(key), own) for key, own in _section(plain, name).items() if isinstance(own, dict))
+
+
+def _as_far_as_known(cls: type[Section], plain: object) -> Section | None:
+    """What a section says by those of its keys that there are; None if that is wrong."""
+    if not isinstance(plain, dict):
+        return None
+    known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+    with suppress(ConfigError):
+        return decode(cls, {key: item for key, item in plain.items() if key in known}, "")
+    return None
 
 
 def _place(named: object) -> str | None:

@@ -13,7 +13,7 @@ from tessera.object_store import open_store
 from tessera.paths import is_remote, scheme_of
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer
-from tessera.training.config import RunConfig
+from tessera.training.config import LinearProbeConfig, RunConfig
 
 MOST_EPOCHS = 4
 """Readings of a source that are about as good as new text (https://arxiv.org/abs/2305.16264)."""
@@ -115,8 +115,11 @@ def probe_problems(config: RunConfig) -> list[str]:
     """What keeps the labelled texts of a linear probe from being read."""
     probes = config.evaluation.probes
     asked = None if probes is None else probes.linear_probe
-    if asked is None:
-        return []
+    return [] if asked is None else linear_probe_problems(asked)
+
+
+def linear_probe_problems(asked: LinearProbeConfig) -> list[str]:
+    """What keeps these files of labelled texts from being read."""
     key = "evaluation.probes.linear_probe"
     found = []
     if find_spec("sklearn") is None:
