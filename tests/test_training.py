@@ -92,6 +92,10 @@ def steps_left(folder):
 
 
 def test_keep_deletes_the_oldest_but_never_milestones_or_the_start_of_a_decay(corpus, tmp_path):
+    from tessera.config import load
+    from tessera.planning.disk import disk_of
+    from tessera.training.config import RunConfig
+
     folder = tmp_path / "run"
     plain = tiny_run.settings(
         corpus,
@@ -102,6 +106,9 @@ def test_keep_deletes_the_oldest_but_never_milestones_or_the_start_of_a_decay(co
     )
     assert tiny_run.train(plain) == 0
     assert steps_left(folder) == [3, 7, 10, 12]
+    assert disk_of(load(RunConfig, folder / "config.yaml"), None).checkpoints == 4
+    flat = load(RunConfig, folder / "config.yaml", ["schedule.decay=0ba"])
+    assert disk_of(flat, None).checkpoints == 3, "no decay begins"
     assert (folder / "checkpoints" / "latest").resolve().name == "step00000012.pt"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.data.batch_schedule import BatchPlan
+from tessera.optim.schedules import decay_begins
 from tessera.planning.memory import parameters
 from tessera.quantities import Duration
 from tessera.training.config import RunConfig
@@ -61,13 +62,14 @@ def steps_of(config: RunConfig, tokens: float | None) -> float | None:
 
 
 def _kept(config: RunConfig, tokens: float | None) -> int | None:
-    """Checkpoints at the end: the newest, the milestones, the start of a decay."""
+    """Checkpoints at the end: milestones, the start of a decay, the newest or all."""
     chosen = config.checkpoints
-    besides = len(chosen.milestones) + 1
+    decays = decay_begins(config.schedule, config.duration) is not None
+    pinned = len(chosen.milestones) + int(decays)
     made = _times(chosen.interval, config, tokens)
     if chosen.keep != "all":
-        return besides + (chosen.keep if made is None else min(chosen.keep, made + 1))
-    return None if made is None else besides + made
+        return pinned + (chosen.keep if made is None else min(chosen.keep, made + 1))
+    return None if made is None else pinned + made + 1
 
 
 def _times(interval: Duration | None, config: RunConfig, tokens: float | None) -> int | None:
