@@ -17,6 +17,7 @@ from reference import fake_hub
 from reference import flexbert as reference
 
 from tessera.checkpoints import CheckpointError, history, load_model, read_checkpoint
+from tessera.checkpoints.exporter import write_folder
 from tessera.checkpoints.formats import composer
 from tessera.checkpoints.release import hub, revisions
 from tessera.checkpoints.release.model_card import About, revision_name
@@ -243,13 +244,30 @@ def test_the_card_of_a_decayed_checkpoint_names_the_one_before_the_decay(run, tm
         assert hashlib.sha256((out / name / file).read_bytes()).hexdigest() == digest
 
 
+def test_an_export_knows_that_its_rate_has_decayed(run, tmp_path):
+    path = decayed_run(run, tmp_path / "phase3") / "checkpoints" / "step00000080.pt"
+    made = read_checkpoint(path)
+    told = {key: made.run_config[key] for key in ("duration", "schedule")}
+    (tmp_path / "model").mkdir()
+    write_folder(replace(made, progress={**made.progress, **told}), tmp_path / "model")
+    read = read_checkpoint(tmp_path / "model")
+    assert not read.run_config and history.decayed(read) is True
+
+
+def test_a_folder_of_revisions_is_told_to_hold_models(released):
+    with pytest.raises(CheckpointError, match=f"name one of the models in it: {FIRST}, {SECOND}"):
+        read_checkpoint(released)
+
+
 def test_a_checkpoint_on_the_plateau_is_no_decayed_one(released):
     card = (released / SECOND / "README.md").read_text()
     assert "Its learning rate has not decayed" in card and "lr: 0.0007" in card
     assert "| tokens of all phases | 1,900,000,000 |" in card
 
 
-def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_path):
+@pytest.mark.parametrize("before", [{}, {"tokens": 1_000_000_100, "step_tokens": 200}])
+def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_path, before):
+    """Also if it is the one kept where the decay begins: inside its step, made at the peak."""
     folder = tmp_path / "both"
     shutil.copytree(run, folder, symlinks=True)
     settings = {**RUN_CONFIG, "schedule": {**RUN_CONFIG["schedule"], "decay": "1000000000tok"}}
@@ -259,11 +277,12 @@ def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_p
         path.unlink()
         composer.write(replace(read, run_config=settings), path)
     lines = [{"kind": "step", "step": s, "tokens": n, "lr": 8e-4} for s, n in STEPS.items()]
+    lines[0] |= before
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     release(folder, tmp_path / "out")
     cards = [path.read_text() for path in sorted((tmp_path / "out").glob("*/README.md"))]
     assert "has not decayed" in cards[0]
-    assert "start_from: path/to/both-step000040-tokens950.0K" in cards[1]
+    assert "start_from: path/to/both-step000040" in cards[1]
 
 
 def test_a_licence_is_asked_for(run, tmp_path, capsys):

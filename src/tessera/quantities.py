@@ -90,6 +90,12 @@ def short_number(value: float, *, decimals: int | None = None) -> str:
     return f"{value:.3g}" if decimals is None else f"{value:.0f}"
 
 
+def so_many(number: float, noun: str) -> str:
+    """A number of things: 1 row, 3,000 rows, 2 batches."""
+    text = f"{number:,.0f}"
+    return f"{text} {noun}{'' if text == '1' else 'es' if noun.endswith('ch') else 's'}"
+
+
 def count(text: str) -> float:
     """A number as `short_number` writes it, 150M or 1.7T, or as Python does, 150e6.
 

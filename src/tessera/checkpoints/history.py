@@ -36,7 +36,8 @@ def is_known(checkpoint: Checkpoint) -> bool:
 def decayed(checkpoint: Checkpoint) -> bool | None:
     """Whether the learning rate has begun its final fall; None if nothing tells."""
     settings = checkpoint.run_config
-    begin = decay_begin(settings)
+    # An export has no settings of its run, but what the run's progress says of its schedule.
+    begin = decay_begin(settings if "schedule" in settings else checkpoint.progress)
     if begin is None:
         return None
     done = checkpoint.progress.get(begin.counted)

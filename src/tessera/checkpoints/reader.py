@@ -10,6 +10,9 @@ from tessera.checkpoints.safe_files import load_pickled_tensors, load_safetensor
 from tessera.model.config import ModelConfig
 from tessera.model.modernbert import ModernBertForMaskedLM
 
+_NAMED = 3
+"""Models of a folder that are named where it is none itself."""
+
 
 def read_checkpoint(path: str | Path, *, model_config: ModelConfig | None = None) -> Checkpoint:
     """Read a checkpoint, whatever wrote it, without running anything that is in it.
@@ -65,9 +68,12 @@ def locate(path: Path) -> Path:
             f"{path}: is the training state of a released revision, and is read with the model "
             f"beside it; name the folder around both, {path.parent}"
         )
+    models = sorted(folder.parent.name for folder in path.glob("*/config.json"))
+    hint = f"; name one of the models in it: {', '.join(models[:_NAMED])}" if models else ""
+    hint += f" and {len(models) - _NAMED} more" * (len(models) > _NAMED)
     raise CheckpointError(
         f"{path}: a folder with neither a Hugging Face model (config.json) nor checkpoints "
-        "(checkpoints/latest)"
+        f"(checkpoints/latest){hint}"
     )
 
 

@@ -19,6 +19,7 @@ from tessera.config import (
     refusal,
     to_plain,
 )
+from tessera.paths import is_remote
 from tessera.training.config import RunConfig
 from tessera.training.remote.remote_run import has_begun
 from tessera.training.start.inherited import RECIPE, Taken, fill
@@ -298,9 +299,16 @@ def _start(config: RunConfig, origin: "Checkpoint | None") -> str:
     if config.start_from is None:
         return "random weights"
     if origin is None:
-        return f"{config.start_from.checkpoint}, which is not there yet"
+        place = config.start_from.checkpoint
+        there = is_remote(place) or Path(place).exists()
+        return f"{place}, which {'cannot be read' if there else 'is not there yet'}"
+    from tessera.checkpoints.history import decayed
+
     both = config.start_from.optimizer and origin.optimizer is not None
     carried = "weights and optimizer" if both else "weights"
     rate = origin.learning_rate
     stopped = f"; it stopped at lr {rate:g}" if rate is not None else ""
+    peak = origin.progress.get("max_lr")
+    if rate is not None and peak and decayed(origin):
+        stopped += f", decayed from {peak:g}: a checkpoint before its decay is better to go on from"
     return f"{carried} of {config.start_from.checkpoint}{stopped}"

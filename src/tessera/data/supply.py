@@ -25,6 +25,7 @@ CLASSES = (1024, 2048, 4096, 8192)
 _HEADER_BYTES = 2**29
 """Of the shards whose headers are read, over all sources: a second of reading."""
 _NOT_HERE = "its shards are elsewhere, and no tessera.json is here to count them"
+_NOWHERE = "there is nothing to be read in {}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def supply_of(
         header_bytes: shards of about this size in all are looked into; at least four.
     """
     if documents is None:
-        return Supply(known_from=_NOT_HERE)
+        place = source.remote or f"{source.local}/{source.split}"
+        return Supply(known_from=_NOT_HERE if is_remote(place) else _NOWHERE.format(place))
     try:
         lengths, read = _lengths_here(name, documents, frame, header_bytes)
         if lengths is None:

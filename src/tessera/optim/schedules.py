@@ -186,6 +186,8 @@ def problems(schedule: Schedule, duration: Duration) -> list[str]:
     elif drop is not None and drop.value >= duration.value:
         found.append(f"schedule.drop_at: '{drop}' is not within duration '{duration}'")
     if not found and sum(length.value for length in given.values()) > duration.value:
-        spent = " and ".join(f"schedule.{key} '{length}'" for key, length in given.items())
-        found.append(f"{spent}: longer than duration '{duration}'")
+        spent = " and ".join(f"{key} '{length}'" for key, length in given.items())
+        found.append(
+            f"schedule: {spent}{' together' * (len(given) > 1)}: longer than duration '{duration}'"
+        )
     return found

@@ -14,7 +14,7 @@ from tessera.model.config import ModelConfig
 from tessera.planning.gpus import Gpu
 from tessera.planning.memory import largest_microbatch
 from tessera.planning.shapes import PUBLISHED
-from tessera.quantities import short_number
+from tessera.quantities import short_number, so_many
 from tessera.tokenizer import load_tokenizer
 from tessera.training.config import RunConfig
 from tessera.training.preflight.sources import MOST_EPOCHS
@@ -173,12 +173,14 @@ def first_yaml(
     plain["batch"]["microbatch_rows"] = min(fits, 8) if gpu is None else fits
     decode(RunConfig, plain, "tessera init")
     reasons = [
-        f"{short_number(total)} tokens in {len(tokens)} sources, read {MOST_EPOCHS} times, about "
-        "as good as new text (https://arxiv.org/abs/2305.16264); every source is read as often",
+        f"{short_number(total)} tokens in {so_many(len(tokens), 'source')}, read {MOST_EPOCHS} "
+        "times, about as good as new text (https://arxiv.org/abs/2305.16264); every source is read "
+        "as often",
         _about_size(size, total),
-        f"{rows} rows a batch, {short_number(duration / rows / chosen.row_tokens)} steps; "
-        f"{plain['batch']['microbatch_rows']} rows at a time"
-        + (f" fit a {gpu.title} by formula" if gpu is not None else ", for a CPU"),
+        f"{so_many(rows, 'row')} a batch, "
+        f"{short_number(duration / rows / chosen.row_tokens)} steps; "
+        f"{so_many(plain['batch']['microbatch_rows'], 'row')} at a time"
+        + (f" on a {gpu.title}, by formula" if gpu is not None else ", for a CPU"),
     ]
     return plain, reasons
 

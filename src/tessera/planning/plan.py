@@ -10,7 +10,7 @@ from tessera.planning.disk import Disk, disk_of, steps_of
 from tessera.planning.gpus import Gpu
 from tessera.planning.memory import Memory, largest_microbatch, memory_of, parameters
 from tessera.planning.mixture import mixture_json
-from tessera.quantities import NOTHING, short_number, short_time
+from tessera.quantities import NOTHING, short_number, short_time, so_many
 from tessera.training.config import RunConfig
 
 
@@ -170,8 +170,9 @@ def _memory(plan: Plan) -> str:
 
 def _disk(plan: Plan) -> str:
     disk = plan.disk
-    count = NOTHING if disk.checkpoints is None else f"{disk.checkpoints:,}"
-    text = f"up to {count} checkpoints of {_bytes(disk.checkpoint_bytes)}"
+    count = disk.checkpoints
+    kept = f"{NOTHING} checkpoints" if count is None else so_many(count, "checkpoint")
+    text = f"up to {kept} of {_bytes(disk.checkpoint_bytes)}"
     if disk.cache_bytes is None:
         text += "; caches grow to the size of their sources (no cache_limit)"
     elif disk.cache_bytes:

@@ -1,8 +1,10 @@
 """A phase's settings at a glance: what somebody who knows the recipe looks for."""
 
 from tessera.model.config import ModelConfig
+from tessera.optim.schedules import FIRST
 from tessera.planning.drawing import bars
 from tessera.planning.memory import parameters
+from tessera.quantities import so_many
 from tessera.training.config import RunConfig
 
 
@@ -56,7 +58,7 @@ def _length(config: RunConfig) -> str:
         sizes = range(warmup.initial_rows, config.batch.rows, warmup.increment_rows)
         each = warmup.over.value / config.train_data.row_tokens / max(1, sum(sizes))
         steps += len(sizes) * each - warmup.over.value / full
-    return f"{config.duration.value:,} real tokens, about {steps:,.0f} steps"
+    return f"{config.duration.value:,} real tokens, about {so_many(steps, 'step')}"
 
 
 def _batch(config: RunConfig, world_size: int) -> str:
@@ -64,8 +66,8 @@ def _batch(config: RunConfig, world_size: int) -> str:
     micro = config.batch.microbatch_rows
     per_rank = rows // world_size
     text = (
-        f"{rows} rows, {rows * tokens:,} token slots; {per_rank} rows a rank in "
-        f"{-(-per_rank // micro)} microbatches of up to {micro}"
+        f"{so_many(rows, 'row')}, {rows * tokens:,} token slots; {so_many(per_rank, 'row')} a rank "
+        f"in {so_many(-(-per_rank // micro), 'microbatch')} of up to {micro}"
     )
     warmup = config.batch.warmup
     if warmup is not None:
@@ -97,4 +99,5 @@ def _curve(config: RunConfig, points: int = 48) -> str:
     rates = [config.schedule.multiplier(total * i // (points - 1), total) for i in range(points)]
     (drawn,) = bars(rates)
     peak = config.optimizer.lr
-    return f"|{drawn}|  {rates[0] * peak:.2g} .. {max(rates) * peak:.2g} .. {rates[-1] * peak:.2g}"
+    shown = (0.0 if rate <= FIRST else rate * peak for rate in (rates[0], max(rates), rates[-1]))
+    return f"|{drawn}|  {' .. '.join(f'{rate:.2g}' for rate in shown)}"

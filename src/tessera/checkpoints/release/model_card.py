@@ -167,9 +167,8 @@ def _usage(name: str, repository: str | None, mask_token: str, about: About) -> 
     shown = json.dumps(text, ensure_ascii=False)
     said = f"  # in the text: {answer}" if answer is not None else ""
     source = "" if answer is None else "\n\nThe text is of a validation split, unseen in training."
-    where = (
-        "" if repository else "\n\nBeside the folder of this revision; pushed, by its repository."
-    )
+    beside = "\n\nRun it beside the folder of this revision, or name that folder's path."
+    where = "" if repository else beside
     return (
         "## Use\n\n```python\nfrom transformers import pipeline\n\n"
         f'fill = pipeline("fill-mask", {_named(name, repository, "model=")})\n'

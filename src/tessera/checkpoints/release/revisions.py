@@ -229,12 +229,15 @@ def _before_decay(run_folder: Path, checkpoint: Checkpoint) -> tuple[str | None,
     steps = {int(name[1]) for name in names if name}
     found = None
     counted = {"tokens": "tokens", "steps": "step", "documents": "total_documents"}
+    of_step = {"tokens": "step_tokens", "documents": "documents"}
     metrics = run_folder / "metrics.jsonl"
     if begin is not None and begin.value > 0 and metrics.is_file():
         for _, record in json_lines(metrics, []):
             done = record.get(counted[begin.counted])
             if record.get("kind") == "step" and record.get("step") in steps and done is not None:
-                found = record if done <= begin.value else found
+                # A step is made at the rate of where it begins.
+                own = 1 if begin.unit == "ba" else record.get(of_step[begin.counted]) or 0
+                found = record if done - own <= begin.value else found
     if found is not None:
         known = {"steps": found["step"], "tokens": found["tokens"]}
         return model_card.revision_name(run_folder.resolve().name, known), found.get("lr")

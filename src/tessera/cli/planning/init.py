@@ -64,4 +64,4 @@ def run(options: argparse.Namespace) -> None:
     for reason in reasons:
         print(reason)
     ranks = f" --world-size {world_size}" if world_size > 1 else ""
-    print(f"\n{out}: now\n  tessera check {out}{ranks}\n  composer main.py {out}")
+    print(f"\n{out}: now\n  tessera check {out}{ranks}\n  tessera train {out}")
