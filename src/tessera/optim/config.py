@@ -86,13 +86,15 @@ class AdamW:
 class Muon:
     """Orthogonalised momentum for the layers' matrices, `rest` for everything else.
 
-    https://kellerjordan.github.io/posts/muon, scaled to AdamW's update size as in
-    https://arxiv.org/abs/2502.16982, section 2.2, so that one `lr` fits both. Needs torch 2.9.
+    https://kellerjordan.github.io/posts/muon. Matrices of one shape step together.
     """
 
     name: Literal["muon"] = "muon"
     lr: float = 8e-4
     """The peak rate of the matrices, which the schedule multiplies."""
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """How a matrix's shape changes its rate: to steps of the size of AdamW's, so that one `lr` fits
+    both (https://arxiv.org/abs/2502.16982, section 2.2); or by sqrt(rows / columns), if over 1."""
     momentum: float = 0.95
     """How much of the mean gradient a step keeps."""
     weight_decay: float = 0.01
