@@ -74,9 +74,11 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
 @pytest.mark.skipif(
     torch.__version__ < "2.8", reason="gloo cannot average, and gradients come out as sums"
 )
-def test_sharded_training_is_the_same_training(corpus, tmp_path):
+@pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw", "muon"])
+def test_sharded_training_is_the_same_training(corpus, tmp_path, optimizer):
     # So few validation tokens that of one source the second rank has none.
-    run = {**RUN, "evaluation__max_tokens": 150}
+    chosen = {"name": optimizer, "lr": 0.01, "weight_decay": 1e-5}
+    run = {**RUN, "evaluation__max_tokens": 150, "optimizer": chosen}
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     assert tiny_run.train(tiny_run.settings(corpus, alone, **run)) == 0
     plain = tiny_run.settings(corpus, sharded, **run, compute__sharding="fsdp")

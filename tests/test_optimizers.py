@@ -138,6 +138,26 @@ def test_a_saved_optimizer_goes_on_as_if_it_had_not_been_saved(config):
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
 
 
+@pytest.mark.parametrize("config", [StableAdamW(), AdamW(), Muon()], ids=lambda c: c.name)
+def test_groups_that_sharding_puts_in_place_of_the_first_are_stepped(config):
+    """As Composer does, which swaps in each rank's parts once the optimizer is there."""
+    model, spare = Tied(), Tied()
+    optimizer = build_optimizer(config, spare.named_parameters(), "cpu")
+    names = {weight: name for name, weight in spare.named_parameters()}
+    weights = dict(model.named_parameters())
+    groups = [
+        {**group, "params": [weights[names[weight]] for weight in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    optimizer.state.clear()
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    step(model, optimizer, 0)
+    assert not [name for name, weight in weights.items() if torch.equal(weight, before[name])]
+
+
 def test_the_decay_of_a_step_follows_the_rate():
     model = Tied()
     optimizer = build_optimizer(

@@ -80,16 +80,6 @@ class MuonWithAdamW(Optimizer):
         self._matrix_groups = len(matrices)
         own = [{**shared, **group} for group in matrices]
         super().__init__([*own, *self._adamw.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        self._adamw.param_groups = self.param_groups[self._matrix_groups :]
-        self._adamw.state = self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load, which replaces groups and state, and share them again."""
-        super().load_state_dict(state_dict)
-        self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both."""
@@ -97,6 +87,9 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Loading replaces groups and state, sharding fills the list with other groups.
+        self._adamw.param_groups = self.param_groups[self._matrix_groups :]
+        self._adamw.state = self.state
         for group in self.param_groups[: self._matrix_groups]:
             self._step_matrices(group)
         self._adamw.step()

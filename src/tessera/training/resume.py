@@ -260,7 +260,8 @@ def load_moments(
     steps = {p: group.get("step") for group in groups for p in group["params"]}
     continued = [_continued(group, names, steps) for group in optimizer.param_groups]
     state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
-    assert settings(optimizer) == chosen, "the settings in force are to be the YAML's"
+    for group, own_settings in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(own_settings)  # sharded, they come back as lists of what were tuples
     return "weights and optimizer state"
 
 
