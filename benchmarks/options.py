@@ -31,6 +31,7 @@ OPTIONS = {
     "falling mask rate": "train_data.masking.rate=0.4 train_data.masking.final_rate=0.15 "
     "train_data.masking.over={tokens}tok",
     "whole words": "train_data.masking.whole_words=true",
+    "spans": "train_data.masking.spans=true",
     "twice the rate": "optimizer.lr=3e-3",
 }
 """Overrides of the demo's phase 1, by what they are called."""

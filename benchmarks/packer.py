@@ -1,6 +1,7 @@
 """How full our rows are, and how fast one process packs and masks documents already in memory.
 
-    python benchmarks/packer.py [--tokens 24e6] [--rounds 3] [--out benchmarks/results/packer.json]
+    python benchmarks/packer.py [--tokens 24e6] [--rounds 3] [--spans]
+        [--out benchmarks/results/packer.json]
 
 The streams are those that the published packer was measured on (its fill, and its tokens/s with
 masking on another machine, stand beside ours). On a machine that is shared, the figure per second
@@ -62,12 +63,12 @@ def rows(documents: list[np.ndarray], form: RowFormat, masked: bool) -> Iterator
             ids, _, tokens = lay_out(waiting.take_row(form.row_tokens), form)
             if masked:
                 draws.begin("masks", 17, number)
-                mask(ids, form.vocabulary, 0.3, draws)
+                mask(ids, form.vocabulary, 0.3, draws, spans=form.spans)
             number += 1
             yield tokens
 
 
-def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
+def measure(name: str, tokens: int, rounds: int, spans: bool) -> dict[str, Any]:
     """Fill and the median speed of one stream."""
     row_tokens, longest, published = STREAMS[name]
     rng = np.random.default_rng(1)
@@ -80,7 +81,7 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
     replacements = np.flatnonzero(ordinary).astype(np.uint16)
     vocabulary = Vocabulary(50_284, ordinary, replacements)
     cls_id, sep_id, pad_id = np.array([[50_281], [50_282], [50_283]], np.uint16)
-    form = RowFormat(row_tokens, longest, cls_id, sep_id, pad_id, VOCAB_SIZE, vocabulary)
+    form = RowFormat(row_tokens, longest, cls_id, sep_id, pad_id, VOCAB_SIZE, vocabulary, spans)
     speeds: dict[bool, list[float]] = {True: [], False: []}
     processor: list[float] = []
     for _ in range(rounds):
@@ -106,11 +107,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=float, default=24e6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--spans", action="store_true", help="mask spans, not single tokens")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results = {}
     for name in STREAMS:
-        results[name] = measure(name, int(arguments.tokens), arguments.rounds)
+        results[name] = measure(name, int(arguments.tokens), arguments.rounds, arguments.spans)
         print(name, json.dumps(results[name]), flush=True)
     report: dict[str, Any] = {
         "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}"

@@ -134,6 +134,9 @@ def test_an_option_that_is_newer_than_a_fingerprint_had_its_default():
     with pytest.raises(ValueError, match="train_data.masking.whole_words: was False, now True"):
         older = {k: v for k, v in now.items() if k != "masking.whole_words"}
         check_fingerprint(older, fingerprint_of(MaskingConfig(whole_words=True)), ())
+    with pytest.raises(ValueError, match="train_data.masking.spans: was False, now True; masks di"):
+        older = {k: v for k, v in now.items() if k != "masking.spans"}
+        check_fingerprint(older, fingerprint_of(MaskingConfig(spans=True)), ())
 
 
 def test_a_state_that_was_saved_with_masking_as_one_text_is_read():

@@ -6,8 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import data_oracles as oracle
 
+from tessera.data.collate import Shapes
 from tessera.data.config import MaskingConfig
-from tessera.data.pipeline.masking import WORD_TOKENS, Vocabulary, mask, rate_at, rate_for_shapes
+from tessera.data.pipeline.masking import (
+    LONGEST_SPAN,
+    MEAN_SPAN,
+    SPAN_OF_A_TOKEN,
+    WORD_TOKENS,
+    Vocabulary,
+    mask,
+    rate_at,
+    rate_for_shapes,
+)
 from tessera.data.randomness import Draws
 from tessera.quantities import Duration
 
@@ -27,14 +37,17 @@ def vocabulary(whole_words=False, size=SIZE, special=SPECIAL):
     rate=st.floats(0.01, 0.99),
     row=st.integers(0, 2**40),
     whole_words=st.booleans(),
+    spans=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-def test_masks_are_those_of_the_obvious_loop(ids, rate, row, whole_words):
+@settings(max_examples=100, deadline=None)
+def test_masks_are_those_of_the_obvious_loop(ids, rate, row, whole_words, spans):
     words = vocabulary(whole_words)
-    seen, positions, labels = mask(np.array(ids, np.uint16), words, rate, Draws("masks", 7, row))
+    seen, positions, labels = mask(
+        np.array(ids, np.uint16), words, rate, Draws("masks", 7, row), spans=spans
+    )
     expected = oracle.mask(
         ids, mask_id=MASK, special=set(SPECIAL), size=SIZE, rate=rate, key=("masks", 7, row),
-        word_starts=words.word_starts,
+        word_starts=words.word_starts, spans=spans,
     )  # fmt: skip
     assert (seen.tolist(), positions.tolist(), labels.tolist()) == expected
 
@@ -56,11 +69,12 @@ def test_draws_begun_anew_are_those_of_a_new_object():
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
-def test_proportions_are_80_10_10_of_the_rate(whole_words):
+@pytest.mark.parametrize("spans", [False, True])
+def test_proportions_are_80_10_10_of_the_rate(whole_words, spans):
     rng = np.random.default_rng(0)
     ids = rng.integers(0, SIZE, 400_000).astype(np.uint16)
     ordinary = np.isin(ids, SPECIAL, invert=True)
-    seen, positions, labels = mask(ids, vocabulary(whole_words), 0.3, Draws(1))
+    seen, positions, labels = mask(ids, vocabulary(whole_words), 0.3, Draws(1), spans=spans)
     assert abs(len(positions) / ordinary.sum() - 0.3) < 0.005
     assert np.array_equal(labels, ids[positions])
     assert not np.isin(labels, SPECIAL).any()
@@ -109,6 +123,99 @@ def test_a_word_without_end_is_masked_in_parts():
     assert abs(len(positions) / len(ids) - 0.3) < 0.05
     chosen = np.isin(np.arange(len(ids)), positions).reshape(-1, WORD_TOKENS)
     assert (chosen.all(axis=1) | ~chosen.any(axis=1)).all()
+
+
+def document_rows(rows, row_tokens=512):
+    """Rows of [CLS] content [SEP] and a padded tail, documents of 3 to 200 tokens."""
+    rng = np.random.default_rng(0)
+    for _ in range(rows):
+        ids = np.zeros(row_tokens, np.uint16)
+        place = 0
+        while place + 3 < row_tokens:
+            end = min(place + int(rng.integers(3, 200)), row_tokens)
+            ids[place:end] = rng.integers(4, 150, end - place)
+            ids[place], ids[end - 1] = 1, 2
+            place = end
+        yield ids
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.5, 0.8])
+def test_spans_predict_the_rate_at_every_place_of_a_document(rate):
+    """Where spans collide, or a document ends, no token is predicted less often, or more."""
+    of_place = np.zeros((3, 2))  # after [CLS], inside, before [SEP]: tokens, and those predicted
+    for number, ids in enumerate(document_rows(1000)):
+        _, positions, _ = mask(ids, vocabulary(), rate, Draws("masks", 1, number), spans=True)
+        assert vocabulary().ordinary[ids[positions]].all()
+        chosen = np.isin(np.arange(len(ids)), positions)
+        first, last = np.roll(ids == 1, 1), np.roll(ids == 2, -1)
+        inside = vocabulary().ordinary[ids] & ~first & ~last
+        for place, here in enumerate((first, inside, last)):
+            of_place[place] += here.sum(), chosen[here].sum()
+    tokens, predicted = of_place.T
+    error = (rate * (1 - rate) * np.array([1, SPAN_OF_A_TOKEN, 1]) / tokens) ** 0.5
+    assert (abs(predicted / tokens - rate) < 4 * error).all(), predicted / tokens
+
+
+def test_spans_have_the_lengths_of_spanbert():
+    """Chosen so rarely that none touch: geometric with p = 0.2, given that it is at most ten."""
+    ids = np.full(3_000_000, 7, np.uint16)
+    _, positions, _ = mask(ids, vocabulary(), 0.01, Draws(1), spans=True)
+    lengths = np.diff(np.flatnonzero(np.diff(positions, prepend=-9, append=4_000_000) > 1))
+    share = np.bincount(lengths)[1:11] / len(lengths)
+    expected = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
+    assert len(lengths) > 5000 and abs(share - expected).max() < 0.03
+    assert pytest.approx((expected * np.arange(1, 11)).sum(), abs=1e-3) == MEAN_SPAN
+    assert 3.79 < MEAN_SPAN < 3.81 and abs(lengths.mean() - MEAN_SPAN) < 0.2
+    assert (lengths > LONGEST_SPAN).mean() < 0.02, "more than by touching"
+
+
+def test_no_span_goes_on_in_another_document():
+    """What is chosen on one side of [SEP] [CLS] says nothing of the other side."""
+    sides = []
+    for number, ids in enumerate(document_rows(1500)):
+        _, positions, _ = mask(ids, vocabulary(), 0.5, Draws("masks", 2, number), spans=True)
+        chosen = np.isin(np.arange(len(ids)), positions)
+        borders = np.flatnonzero((ids[:-1] == 2) & (ids[1:] == 1))
+        sides += list(zip(chosen[borders - 1], chosen[borders + 2], strict=True))
+    before, after = np.array(sides, float).T
+    assert len(sides) > 5000
+    assert abs(np.corrcoef(before, after)[0, 1]) < 4 / len(sides) ** 0.5
+
+
+def test_spans_of_whole_words_cut_no_word():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 150, 60_000).astype(np.uint16)
+    words = vocabulary(whole_words=True)
+    _, positions, _ = mask(ids, words, 0.3, Draws(1), spans=True)
+    chosen = np.isin(np.arange(len(ids)), positions)
+    continues = ~words.word_starts[ids[1:]]
+    assert (chosen[1:] != chosen[:-1])[continues].sum() < 0.02 * continues.sum()
+    _, alone, _ = mask(ids, words, 0.3, Draws(1))
+    runs, runs_alone = (np.sum(np.diff(found) > 1) + 1 for found in (positions, alone))
+    assert runs < 0.5 * runs_alone, "several words at a time"
+
+
+def test_the_spans_of_a_row_are_the_same_for_ever():
+    seen, positions, _ = mask(
+        np.arange(4, 64, dtype=np.uint16), vocabulary(), 0.3, Draws("masks", 17, 5), spans=True
+    )
+    assert positions.tolist() == [30, 31, 32, 33, 34, 35, 36, 37, 38, 40, 41, 42, 43, 44, 51]
+    assert seen[positions].tolist() == [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 147, 3, 288]
+
+
+def test_prediction_slots_fit_the_spans():
+    """Spans make the number of predicted tokens vary more; slots still change shape rarely."""
+    ids = np.full(8192, 7, np.uint16)
+    masked = np.array(
+        [len(mask(ids, vocabulary(), 0.3, Draws("masks", 3, n), spans=True)[1]) for n in range(400)]
+    )
+    usual, plain = (
+        Shapes(8192, 1024, each).predictions(1, 0.3, 0) for each in (SPAN_OF_A_TOKEN, 1)
+    )
+    spread = (0.21 * 8192 * SPAN_OF_A_TOKEN) ** 0.5
+    assert abs(masked.std() / spread - 1) < 0.15
+    assert (masked > plain).any() and not (masked > usual).any()
+    assert Shapes(8192, 1024, SPAN_OF_A_TOKEN).predictions(1, 0.3, usual + 1) > usual
 
 
 def test_large_vocabularies_are_masked_too():

@@ -1,6 +1,7 @@
 """Slow, obvious versions of the data engine's parts, in plain Python integers and lists."""
 
 import hashlib
+from fractions import Fraction
 
 import numpy as np
 
@@ -76,30 +77,46 @@ def pack(lengths, row_tokens, waiting_pieces):
         rows.append(row)
 
 
-def mask(ids, *, mask_id, special, size, rate, key, word_starts=None):
+def mask(ids, *, mask_id, special, size, rate, key, word_starts=None, spans=False):
     """(ids seen, positions, labels), token by token."""
-    words = draw_words(-(-len(ids) // 4), *key)
-    fates = [word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
+    count = 0
+
+    def sixteen_bits(numbers):
+        nonlocal count
+        words = draw_words(count + -(-numbers // 4), *key)[count:]
+        count += len(words)
+        return [word >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)][:numbers]
+
+    fates = sixteen_bits(len(ids))
     threshold = round(rate * 65536)
-    if word_starts is None:
+    if word_starts is None and not spans:
         chosen = [fates[n] < threshold for n in range(len(ids))]
     else:
-        word, length, chosen = -1, 0, []
+        words, length = [], 0  # (where it begins, whether it stands alone)
         for n, token in enumerate(ids):
-            begins = token in special or (n and ids[n - 1] in special) or word_starts[token]
-            if begins or n == 0 or length == 8:
-                word, length = word + 1, 0
+            alone = n == 0 or token in special or ids[n - 1] in special
+            begins = word_starts is None or word_starts[token] or length == 8
+            if alone or begins:
+                words.append((n, alone))
+                length = 0
             length += 1
-            chosen.append(fates[word] < threshold)
+        starts = {n for n, _ in words}
+        if spans:
+            begin, ends = 0, set()
+            while begin < len(words):
+                for draw in sixteen_bits((len(words) - begin) // 3 + 16):
+                    begin += span_length(draw)
+                    ends.add(begin)
+            starts = {n for number, (n, alone) in enumerate(words) if alone or number in ends}
+        group, chosen = -1, []
+        for n in range(len(ids)):
+            group += n in starts
+            chosen.append(fates[group] < threshold)
     positions = [n for n, token in enumerate(ids) if chosen[n] and token not in special]
-    count, scale = len(words), threshold
-    if word_starts is None:
-        own = [fates[n] for n in positions]
+    if word_starts is None and not spans:
+        scale, own = threshold, [fates[n] for n in positions]
     else:
-        more = -(-len(positions) // 4)
-        later = draw_words(count + more, *key)[count:]
-        count, scale = count + more, 65536
-        own = [word >> shift & 0xFFFF for word in later for shift in (0, 16, 32, 48)]
+        scale, own = 65536, sixteen_bits(len(positions))
     masked_below, replaced_below = round(0.8 * scale), round(0.9 * scale)
     ordinary = [token for token in range(size) if token not in special]
     seen, replacements = list(ids), 0
@@ -111,3 +128,12 @@ def mask(ids, *, mask_id, special, size, rate, key, word_starts=None):
             seen[position] = ordinary[draw * len(ordinary) >> 32]
             replacements += 1
     return seen, positions, [ids[n] for n in positions]
+
+
+def span_length(draw):
+    """Of 65,536 draws, how long a span: geometric with p = 0.2, given that it is at most 10."""
+    for length in range(1, 10):
+        at_most = Fraction(1 - Fraction(4, 5) ** length, 1 - Fraction(4, 5) ** 10)
+        if draw < round(at_most * 65536):
+            return length
+    return 10

@@ -21,6 +21,9 @@ class Shapes:
 
     row_tokens: int
     max_seq_len: int
+    together: float = 1.0
+    """Tokens that one draw chooses, as the average token sees it: the number of masked tokens
+    varies by the square root of this more than if each had its own."""
 
     def predictions(self, rows: int, rate: float, needed: int) -> int:
         """Length of `masked_positions`: usual up to 4 standard deviations above the mean.
@@ -28,7 +31,7 @@ class Shapes:
         A batch with more gets the next multiple.
         """
         slots = rows * self.row_tokens
-        usual = rate * slots + _DEVIATIONS * sqrt(rate * (1 - rate) * slots)
+        usual = rate * slots + _DEVIATIONS * sqrt(rate * (1 - rate) * slots * self.together)
         usual = ceil(usual / _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
         step = max(_SLOTS_MULTIPLE, usual // 8)
         return usual + step * max(0, ceil((needed - usual) / step))

@@ -73,6 +73,8 @@ class MaskingConfig:
     """How long the rate takes to reach `final_rate`."""
     whole_words: bool = False
     """Mask all the tokens of a word together. An ideograph is a word; eight tokens are the most."""
+    spans: bool = False
+    """Mask one to ten tokens in a row together, 3.8 on average; with `whole_words`, words."""
 
     def __post_init__(self) -> None:
         found = []

@@ -22,7 +22,7 @@ from tessera.data.pipeline.lanes import (
     open_readers,
     warn_of_small_cache,
 )
-from tessera.data.pipeline.masking import rate_for_shapes
+from tessera.data.pipeline.masking import SPAN_OF_A_TOKEN, rate_for_shapes
 from tessera.data.pipeline.pieces import Cut, PieceId
 from tessera.data.pipeline.rows import Row, row_format
 from tessera.data.pipeline.state import LaneState, LoaderState, merge_states
@@ -109,7 +109,8 @@ class Loader:
 
     def __iter__(self) -> Generator[RankBatch, None, None]:
         """The batches from the state given at the beginning."""
-        shapes = Shapes(self._config.row_tokens, self._config.max_seq_len)
+        together = SPAN_OF_A_TOKEN if self._config.masking.spans else 1.0
+        shapes = Shapes(self._config.row_tokens, self._config.max_seq_len, together)
         lanes = dict(self.start.lanes)
         epochs = {lane: self.epochs(lane, state) for lane, state in lanes.items()}
         finished = {lane: state.documents_finished() for lane, state in lanes.items()}

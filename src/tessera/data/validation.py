@@ -69,7 +69,7 @@ def validation_batches(
         shuffle=True,
         key=("evaluation", seed, source_name),
     )
-    # Masks are the same in every phase, whatever training masks: single tokens, never whole words.
+    # Masks are the same in every phase, whatever training masks: single tokens, no words or spans.
     form = row_format(replace(config, masking=MaskingConfig()), tokenizer, vocab_size)
     reader = Reader(
         source_name,

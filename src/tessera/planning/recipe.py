@@ -90,6 +90,8 @@ def _masking(config: RunConfig) -> str:
     text = f"{masking.rate:.0%}"
     if masking.final_rate is not None:
         text += f" to {masking.final_rate:.0%} over {masking.over}"
+    kinds = [name for name in ("whole_words", "spans") if getattr(masking, name)]
+    text += f" by {' and '.join(kinds)}" if kinds else ""
     return f"{text} in training, {config.evaluation.masking_rate:.0%} in evaluation"
 
 

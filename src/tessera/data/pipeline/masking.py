@@ -22,6 +22,20 @@ WORD_TOKENS = 8
 """Tokens of a word at most, where whole words are masked. A longer one, such as a line of Thai or
 an encoded picture, is cut into several: else a whole document would be masked, or nothing of it."""
 
+# Lengths of spans are those of SpanBERT (https://arxiv.org/abs/1907.10529, section 3.1): geometric,
+# the longest ones left out. Of the 65,536 values of a draw, each length has its share.
+# Integers make the shares the same on every machine: a span is at most n long with a probability of
+# (1 - 0.8**n) / (1 - 0.8**10), and 0.8 is 4/5.
+LONGEST_SPAN = 10
+_SPAN_LENGTHS = np.empty(_SCALE, np.uint8)
+for _length in range(LONGEST_SPAN, 0, -1):
+    _longer = 4**_length * 5 ** (LONGEST_SPAN - _length)
+    _SPAN_LENGTHS[: round(_SCALE * (5**10 - _longer) / (5**10 - 4**10))] = _length
+MEAN_SPAN = float(_SPAN_LENGTHS.mean())
+"""Tokens of a span, or words where whole words are masked: 3.8."""
+SPAN_OF_A_TOKEN = float((_SPAN_LENGTHS.astype(float) ** 2).mean()) / MEAN_SPAN
+"""Length of the span that a token is in, on average: 5.5, as longer ones hold more tokens."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -82,7 +96,7 @@ def rate_for_shapes(masking: MaskingConfig, row: int, row_tokens: int) -> float:
 
 
 def mask(
-    ids: np.ndarray, vocabulary: Vocabulary, rate: float, draws: Draws
+    ids: np.ndarray, vocabulary: Vocabulary, rate: float, draws: Draws, *, spans: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Choose and change tokens of a row.
 
@@ -91,6 +105,7 @@ def mask(
         vocabulary: The tokenizer's tables.
         rate: Share of the ordinary tokens to choose, to within 2**-17.
         draws: At the beginning of the row's key: the same key gives the same masks for ever.
+        spans: Whether to choose several tokens or words that follow each other at a time.
 
     Returns:
         (T,) ids as the model sees them; (M,) int32 positions chosen, ascending; (M,) the tokens
@@ -98,13 +113,16 @@ def mask(
     """
     fates = _uint16(draws, len(ids))
     chosen = round(rate * _SCALE)
-    if vocabulary.word_starts is not None:
-        candidates = (fates[_word_numbers(ids, vocabulary)] < chosen).nonzero()[0]
+    together = spans or vocabulary.word_starts is not None
+    if together:
+        begins = _starts(ids, vocabulary, draws, spans=spans).nonzero()[0]
+        lengths = np.diff(begins, append=len(ids))
+        candidates = np.repeat(fates[: len(begins)] < chosen, lengths).nonzero()[0]
     else:
         candidates = (fates < chosen).nonzero()[0]
     positions = candidates[vocabulary.ordinary.take(ids.take(candidates))]
     labels = ids.take(positions)
-    if vocabulary.word_starts is not None:  # one draw chose a whole word; each token has its fate
+    if together:  # one draw chose several tokens; each has its own fate
         fates, chosen = _uint16(draws, len(positions)), _SCALE
     else:
         fates = fates.take(positions)
@@ -136,14 +154,41 @@ def _below(draws: Draws, limit: int, count: int) -> np.ndarray:
     return ((draws.words(count) >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)
 
 
-def _word_numbers(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """(T,) which word of the row each token belongs to; a special token is one of its own."""
-    assert vocabulary.word_starts is not None
-    special = ~vocabulary.ordinary[ids]
-    starts = vocabulary.word_starts[ids] | special
-    starts[1:] |= special[:-1]
-    starts[0] = True
+def _starts(ids: np.ndarray, vocabulary: Vocabulary, draws: Draws, *, spans: bool) -> np.ndarray:
+    """(T,) bool: where those tokens begin that are chosen together or not at all.
+
+    Each special token stands alone, so that nothing goes on from one document to the next.
+    """
+    special = ~vocabulary.ordinary.take(ids)
+    alone = special.copy()
+    alone[1:] |= special[:-1]
+    alone[0] = True
+    if vocabulary.word_starts is None:
+        return alone | _span_starts(len(ids), draws)
+    starts = vocabulary.word_starts.take(ids) | alone
     places = np.arange(len(ids))
     first = np.maximum.accumulate(np.where(starts, places, 0))  # of the word that a token is in
     starts |= (places - first) % WORD_TOKENS == 0
-    return np.cumsum(starts) - 1
+    if not spans:
+        return starts
+    words = starts.nonzero()[0]
+    alone[words[_span_starts(len(words), draws)]] = True
+    return alone
+
+
+def _span_starts(count: int, draws: Draws) -> np.ndarray:
+    """(count,) bool: where spans begin that fill so many places without gaps.
+
+    SpanBERT throws spans at a text until enough of it is covered. Here the text is cut into spans
+    and each is chosen with the same probability: so every token is, and none twice, whatever the
+    rate. Chosen spans may touch, as there.
+    """
+    starts = np.zeros(count, bool)
+    begin = 0
+    while begin < count:
+        lengths = _SPAN_LENGTHS.take(_uint16(draws, (count - begin) // 3 + 16))  # mostly enough
+        ends = np.cumsum(lengths, dtype=np.int64)
+        ends += begin
+        starts[ends[: ends.searchsorted(count)]] = True
+        begin = int(ends[-1])
+    return starts

@@ -57,6 +57,8 @@ class RowFormat:
     vocab_size: int
     """Rows of the model's embedding: no id may reach it."""
     vocabulary: Vocabulary
+    spans: bool = False
+    """Whether tokens, or words, are masked several at a time."""
 
     @property
     def frame(self) -> tuple[int, int]:
@@ -85,6 +87,7 @@ def row_format(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> Row
         pad_id=np.array([tokenizer.pad_id], dtype),
         vocab_size=vocab_size,
         vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
+        spans=config.masking.spans,
     )
 
 
@@ -127,7 +130,7 @@ def make_row(
     ids, ends, tokens = lay_out(pieces, form)
     if int(ids.max()) >= form.vocab_size:
         raise ValueError(unknown_token(pieces, streams, form.vocab_size))
-    masked, positions, labels = mask(ids, form.vocabulary, rate, draws)
+    masked, positions, labels = mask(ids, form.vocabulary, rate, draws, spans=form.spans)
     source_tokens = [0] * len(streams)
     for piece in pieces:
         source_tokens[piece.id[0]] += piece.tokens
