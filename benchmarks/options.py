@@ -32,6 +32,7 @@ OPTIONS = {
     "train_data.masking.over={tokens}tok",
     "whole words": "train_data.masking.whole_words=true",
     "spans": "train_data.masking.spans=true",
+    "qk-norm": "model.qk_norm=true",
     "twice the rate": "optimizer.lr=3e-3",
 }
 """Overrides of the demo's phase 1, by what they are called."""

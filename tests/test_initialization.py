@@ -207,6 +207,25 @@ def test_a_repeated_first_layer_gets_the_norm_its_source_was_read_through():
     )
 
 
+def test_norms_of_queries_and_keys_are_tiled_with_their_rotary_pairs():
+    """Wider heads: each pair's gain goes where the rows of its queries go."""
+    source = replace(SMALL, qk_norm=True)
+    target = replace(source, hidden_size=128, num_attention_heads=4)  # heads of 32 from 16
+    small = distinguishable(source)
+    large = tile_weights(small, source, target)
+    name = "model.layers.2.attn.q_norm.weight"
+    assert torch.equal(large[name].view(2, 8, 2), small[name].view(2, 8, 1).expand(2, 8, 2))
+    rows = small["model.layers.2.attn.Wqkv.weight"].chunk(3)[0].view(4, 2, 8, 64)
+    tiled = large["model.layers.2.attn.Wqkv.weight"].chunk(3)[0].view(4, 2, 8, 2, 128)
+    assert torch.equal(tiled[..., 32:96], rows.unsqueeze(3).expand(4, 2, 8, 2, 64))
+    same = tile_weights(small, source, source)
+    assert all(torch.equal(same[k], small[k]) for k in small if "decoder" not in k)
+    with pytest.raises(ValueError, match="qk_norm is true in the source and false in the target"):
+        tile_weights(small, source, SMALL)
+    with pytest.raises(ValueError, match="published lays channels whatever the heads"):
+        tile_weights(small, source, target, "published")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"vocab_size": 600}, "vocab_size"), ({"intermediate_size": 80}, "only enlarge")],

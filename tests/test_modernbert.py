@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from reference.attention import dense_attention
 
 from tessera.batch import IGNORED
 from tessera.model.config import ModelConfig
 from tessera.model.dropout import dropout_keys
 from tessera.model.modernbert import ModernBertForMaskedLM
+from tessera.planning.memory import parameters
 
 SMALL = ModelConfig(
     vocab_size=160,
@@ -237,3 +239,96 @@ def test_activation_checkpointing_changes_no_gradient(layers):
 def test_checkpointing_a_layer_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"\[4\].*numbered 0 to 3"):
         random_model(SMALL).checkpoint_layers([1, 4])
+
+
+# ---- normed queries and keys
+
+
+def dense_logits(model: ModernBertForMaskedLM, ids: torch.Tensor) -> torch.Tensor:
+    """(T, V) of one document in float64, from the weights and the formulas alone."""
+    config = model.config
+    weights = {name: weight.double() for name, weight in model.state_dict().items()}
+    heads, size = config.num_attention_heads, config.head_size
+
+    def normed(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+        return centred / scale * weights[name]
+
+    def gelu(x):
+        return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+    def turned(x, theta):
+        half = size // 2
+        angles = torch.arange(len(ids)).double()[:, None] / theta ** (torch.arange(half) / half)
+        pairs = torch.complex(x[..., :half], x[..., half:])
+        pairs = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
+        return torch.cat((pairs.real, pairs.imag), dim=-1)
+
+    x = normed(
+        weights["model.embeddings.tok_embeddings.weight"][ids], "model.embeddings.norm.weight"
+    )
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}."
+        read = normed(x, f"{layer}attn_norm.weight") if i else x
+        qkv = read @ weights[f"{layer}attn.Wqkv.weight"].T
+        q, k, v = qkv.view(len(ids), 3, heads, size).unbind(1)
+        if config.qk_norm:
+            q, k = normed(q, f"{layer}attn.q_norm.weight"), normed(k, f"{layer}attn.k_norm.weight")
+        q, k = (turned(each, config.rope_theta(i)) for each in (q, k))
+        attended = dense_attention(q, k, v, [len(ids)], config.window(i)).flatten(1)
+        x = x + attended @ weights[f"{layer}attn.Wo.weight"].T
+        both = normed(x, f"{layer}mlp_norm.weight") @ weights[f"{layer}mlp.Wi.weight"].T
+        gate, value = both.chunk(2, dim=-1)
+        x = x + (gelu(gate) * value) @ weights[f"{layer}mlp.Wo.weight"].T
+    x = normed(x, "model.final_norm.weight")
+    x = normed(gelu(x @ weights["head.dense.weight"].T), "head.norm.weight")
+    return x @ weights["decoder.weight"].T + weights["decoder.bias"]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_normed_queries_and_keys_are_those_of_a_dense_computation(qk_norm):
+    """Without them too: so the dense computation is held against transformers as well."""
+    model = random_model(replace(SMALL, qk_norm=qk_norm))
+    lengths = [37, 1, 64]
+    for ours, ids in zip(packed_logits(model, documents(lengths)), documents(lengths), strict=True):
+        exact = dense_logits(model, ids)
+        assert exact.std() > 0.1
+        torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_normed_queries_and_keys_are_those_of_a_dense_computation():
+    model = random_model(replace(SMALL, qk_norm=True, num_hidden_layers=2))
+    (ids,) = documents([40])
+    labels = torch.where(torch.arange(40) % 3 == 0, ids, IGNORED)
+    model(ids, cu_seqlens=cumulative([40]), labels=labels).loss_sum.backward()
+    ours = {name: weight.grad for name, weight in model.named_parameters()}
+    exact = random_model(replace(SMALL, qk_norm=True, num_hidden_layers=2)).double()
+    exact.state_dict = lambda: dict(exact.named_parameters(remove_duplicate=False))
+    loss = torch.nn.functional.cross_entropy(
+        dense_logits(exact, ids), labels, ignore_index=IGNORED, reduction="sum"
+    )
+    loss.backward()
+    assert any("q_norm" in name for name in ours)
+    for name, weight in exact.named_parameters():
+        torch.testing.assert_close(ours[name].double(), weight.grad, atol=2e-5, rtol=1e-4)
+
+
+def test_the_scale_of_queries_and_keys_does_not_matter_once_they_are_normed():
+    """What the norm is for: attention cannot collapse because their products grow."""
+    model = random_model(replace(SMALL, qk_norm=True, norm_eps=1e-12))
+    before = packed_logits(model, documents([50]))[0]
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.attn.Wqkv.weight[: 2 * SMALL.hidden_size] *= 100
+    torch.testing.assert_close(packed_logits(model, documents([50]))[0], before, atol=1e-4, rtol=0)
+
+
+def test_parameters_of_normed_queries_and_keys_are_counted():
+    for qk_norm in (False, True):
+        config = replace(SMALL, qk_norm=qk_norm)
+        model = ModernBertForMaskedLM(config)
+        assert parameters(config) == sum(weight.numel() for weight in model.parameters())
+    model.initialize(3)
+    gains = [w for name, w in model.named_parameters() if "q_norm" in name or "k_norm" in name]
+    assert len(gains) == 2 * 4 and all((gain == 1).all() for gain in gains)

@@ -55,10 +55,12 @@ def bytes_kept_by_autograd(config, slots, masked, *, halved, checkpointed=False)
 
 @pytest.mark.parametrize("halved", [True, False])
 @pytest.mark.parametrize(
-    ("hidden", "inner", "layers", "masked"), [(64, 96, 4, 120), (96, 48, 5, 200), (32, 160, 3, 60)]
+    ("hidden", "inner", "layers", "masked", "qk_norm"),
+    [(64, 96, 4, 120, False), (96, 48, 5, 200, True), (96, 48, 5, 200, False)]
+    + [(32, 160, 3, 60, False)],
 )
 def test_activations_by_formula_are_those_that_autograd_keeps(
-    halved, hidden, inner, layers, masked
+    halved, hidden, inner, layers, masked, qk_norm
 ):
     config = ModelConfig(
         vocab_size=512,
@@ -67,6 +69,7 @@ def test_activations_by_formula_are_those_that_autograd_keeps(
         num_hidden_layers=layers,
         num_attention_heads=4,
         local_attention=16,
+        qk_norm=qk_norm,
     )
     kept = bytes_kept_by_autograd(config, 400, masked, halved=halved)
     counted = activation_bytes(config, 400, masked, halved=halved, compiled=False)

@@ -46,7 +46,8 @@ def export(
         The folder.
 
     Raises:
-        CheckpointError: the checkpoint has no tokenizer or no known length, `out` holds other
+        CheckpointError: transformers has no such model (`model.qk_norm`), the checkpoint has no
+            tokenizer or no known length, `out` holds other
             things, or transformers does not compute our logits. Nothing is left at `out`.
     """
     out = Path(out)
@@ -77,7 +78,12 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | None = None) -> None:
-    """Write config, tokenizer and weights into an existing folder, unverified."""
+    """Write config, tokenizer and weights into an existing folder, unverified.
+
+    Raises:
+        CheckpointError: see `export`.
+    """
+    check_exportable(checkpoint)
     import transformers
 
     tokenizer = _tokenizer(checkpoint)
@@ -115,6 +121,17 @@ def write_folder(checkpoint: Checkpoint, folder: Path, *, max_seq_len: int | Non
     shutil.copymode(folder / "config.json", file)  # it was written for its owner alone
     own = {"model_config": asdict(checkpoint.model_config), "progress": checkpoint.progress}
     sign(folder, own)
+
+
+def check_exportable(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError, by key, if transformers has no such model."""
+    why = checkpoint.model_config.not_in_transformers
+    if why is not None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {why}: there is no export, release, graph or fine-tuning of such "
+            "a model. `tessera.checkpoints.load_model` loads it, and `tessera evaluate` gives its "
+            "masked-LM loss; for an export, train with model.qk_norm=false"
+        )
 
 
 def sign(folder: Path, own: JsonObject) -> None:

@@ -31,6 +31,9 @@ class ModelConfig:
     """Base of the local layers' rotary wavelengths."""
     norm_eps: float = 1e-5
     """Added to the variance in every layer norm."""
+    qk_norm: bool = False
+    """Layer norm of each head's queries and keys before their rotation: attention's logits stay
+    bounded (https://arxiv.org/abs/2302.05442). Cannot be exported: transformers has none."""
     attention_output_dropout: float = 0.1
     """After attention's output projection, in training; no other layer drops anything."""
     initializer_range: float = 0.02
@@ -81,6 +84,13 @@ class ModelConfig:
     def head_size(self) -> int:
         """Channels of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def not_in_transformers(self) -> str | None:
+        """What keeps such a model from being transformers' ModernBert, by key; None if nothing."""
+        if not self.qk_norm:
+            return None
+        return "model.qk_norm: true has weights that transformers' ModernBert has no place for"
 
     def is_global(self, layer: int) -> bool:
         """Whether this layer, counted from 0, attends to the whole document."""

@@ -250,18 +250,31 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention within documents, global or in a window, up to its output projection."""
+    """Multi-head attention within documents, global or in a window, up to its output projection.
+
+    With `qk_norm`, each head's queries and keys are layer-normed over its channels before they are
+    turned, with gains that the heads share (https://arxiv.org/abs/2302.05442, section 2): the norm
+    of that paper, and the one that the rest of this model has.
+    """
 
     def __init__(self, config: ModelConfig, window: int | None):
         super().__init__()
         self.heads = config.num_attention_heads
         self.window = window
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.normed = config.qk_norm
+        if self.normed:
+            self.q_norm = _norm(config, config.head_size)
+            self.k_norm = _norm(config, config.head_size)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, packing: Packing, turn: Rotary) -> Tensor:
         """(T, D) -> (T, D), which the layer puts through `Wo` where it is needed."""
         qkv = self.Wqkv(x).unflatten(1, (3, self.heads, -1))  # (T, 3D) -> (T, 3, H, D/H)
+        if self.normed:
+            q, k, v = qkv.unbind(1)  # autocast norms in float32; what attention gets stays half
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            qkv = torch.stack((q, k, v), dim=1)
         return attend(*rotate(qkv, turn), packing, self.window).flatten(1)  # -> (T, D)
 
 
@@ -308,5 +321,5 @@ class PredictionHead(nn.Module):
         return self.norm(gelu(self.dense(x)))
 
 
-def _norm(config: ModelConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+def _norm(config: ModelConfig, channels: int | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(channels or config.hidden_size, eps=config.norm_eps, bias=False)

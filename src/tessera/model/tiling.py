@@ -39,12 +39,13 @@ def tile_weights(
         Every parameter of the large model, by name.
 
     Raises:
-        ValueError: the target is narrower, or of another vocabulary.
+        ValueError: see `check_tileable`.
     """
-    _check_tileable(source, target)
+    check_tileable(source, target, mode)
     residual = _tile_index(source.hidden_size, target.hidden_size)
     inner = _tile_index(source.intermediate_size, target.intermediate_size)
     heads = residual if mode == "published" else _tile_head_index(source, target)
+    within = _within_head(source, target)
 
     def norm(name: str) -> Tensor:
         return weights[name][residual]
@@ -73,6 +74,9 @@ def tile_weights(
             first = "model.embeddings.norm.weight"
             tiled[f"{large}attn_norm.weight"] = norm(f"{small}attn_norm.weight" if j else first)
         tiled[f"{large}attn.Wqkv.weight"] = linear(f"{small}attn.Wqkv.weight", heads, residual, 3)
+        if target.qk_norm:
+            for one in ("attn.q_norm.weight", "attn.k_norm.weight"):
+                tiled[f"{large}{one}"] = weights[f"{small}{one}"][within]
         tiled[f"{large}attn.Wo.weight"] = linear(f"{small}attn.Wo.weight", residual, heads)
         tiled[f"{large}mlp_norm.weight"] = norm(f"{small}mlp_norm.weight")
         tiled[f"{large}mlp.Wi.weight"] = linear(f"{small}mlp.Wi.weight", inner, residual, 2)
@@ -107,19 +111,39 @@ def _tile_index(size: int, target_size: int) -> Tensor:
 
 def _tile_head_index(source: ModelConfig, target: ModelConfig) -> Tensor:
     """(D',) like `_tile_index`, over whole heads, and within a head over each rotary half."""
-    half = source.head_size // 2
     head = _tile_index(source.num_attention_heads, target.num_attention_heads)
+    return (head[:, None] * source.head_size + _within_head(source, target)).flatten()
+
+
+def _within_head(source: ModelConfig, target: ModelConfig) -> Tensor:
+    """(channels of a head',) which channel of a small head each channel of a large one repeats."""
+    half = source.head_size // 2
     # Pair i of n turns by theta ** (-i / n): the same share of the pairs turns about as fast.
     channel = torch.arange(target.head_size // 2) * half // (target.head_size // 2)
-    within = torch.cat([channel, channel + half])
-    return (head[:, None] * source.head_size + within).flatten()
+    return torch.cat([channel, channel + half])
 
 
-def _check_tileable(source: ModelConfig, target: ModelConfig) -> None:
+def check_tileable(source: ModelConfig, target: ModelConfig, mode: TilingMode = "default") -> None:
+    """Refuse what `tile_weights` cannot lay.
+
+    Raises:
+        ValueError: the target is narrower or of another vocabulary, only one of the two norms its
+            queries and keys, or both do and `published`, which knows no heads, is asked for.
+    """
     if source.vocab_size != target.vocab_size:
         raise ValueError(
             f"cannot tile a vocabulary: the source has vocab_size {source.vocab_size}, the target "
             f"{target.vocab_size}. Give both the same"
+        )
+    if source.qk_norm != target.qk_norm:
+        raise ValueError(
+            f"cannot tile norms that are not there: qk_norm is {str(source.qk_norm).lower()} in "
+            f"the source and {str(target.qk_norm).lower()} in the target. Give both the same"
+        )
+    if target.qk_norm and mode == "published":
+        raise ValueError(
+            "mode published lays channels whatever the heads, and qk_norm has a weight for each "
+            "channel of a head; use mode default"
         )
     names = ["hidden_size", "intermediate_size", "num_attention_heads"]
     for name in names:

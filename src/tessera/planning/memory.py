@@ -51,6 +51,7 @@ def parameters(config: ModelConfig) -> int:
     """Trainable numbers of the model, the tied decoder counted once."""
     hidden, inner = config.hidden_size, config.intermediate_size
     layer = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
+    layer += 2 * config.head_size if config.qk_norm else 0
     ends = config.vocab_size * hidden + hidden + hidden + hidden * hidden + hidden
     return config.num_hidden_layers * layer - hidden + ends + config.vocab_size
 
@@ -119,6 +120,8 @@ def activation_bytes(
     # Normed input, queries, keys and values as they left the product, queries and keys turned,
     # what attention gives, and its log-sums.
     attention = number * (wide + 3 * wide + 2 * wide + wide) + 4 * heads
+    if config.qk_norm:  # means and deviations; queries, keys and values laid side by side again
+        attention += 16 * heads + (0 if compiled else number * 3 * wide)
     # Mask of the dropout, norm, normed; gate and value, the gate's GELU, their product.
     rest = 4 * wide + norm + number * wide + number * 4 * inner
     if compiled:  # masks, GELUs and one of the two normed inputs are computed again

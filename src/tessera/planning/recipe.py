@@ -44,7 +44,7 @@ def _model(config: ModelConfig) -> str:
         f"{parameters(config):,} parameters: {config.num_hidden_layers} layers of "
         f"{config.hidden_size}, {config.num_attention_heads} heads, window "
         f"{config.local_attention}, theta {config.global_rope_theta:g} / "
-        f"{config.local_rope_theta:g}"
+        f"{config.local_rope_theta:g}" + (", queries and keys normed" if config.qk_norm else "")
     )
 
 

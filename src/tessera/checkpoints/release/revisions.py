@@ -81,7 +81,12 @@ def release(
             _log.info("%s: already released as %s", path, known[digest]["revision"])
             continue
         source = {"file": path.name, "sha256": digest}
-        name = _release_one(run_folder, path, out, source, push, license, about)
+        try:
+            name = _release_one(run_folder, path, out, source, push, license, about)
+        except CheckpointError:
+            if not any(out.iterdir()):  # nothing was released: the folder was made for nothing
+                out.rmdir()
+            raise
         _log.info("%s: released as %s", path, name)
     index = write_index(out, repository=push, license=license)
     if push is not None:

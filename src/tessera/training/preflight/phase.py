@@ -230,6 +230,12 @@ def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str
             f"evaluation.probes.short: {probes.short} tokens are no less than "
             f"train_data.max_seq_len, {longest}: nothing lies beyond them to compare"
         )
+    if (why := config.model.not_in_transformers) is not None:
+        found.append(
+            f"{why}: such a model cannot be exported to transformers. It trains, and `tessera "
+            "evaluate` gives its masked-LM loss; `export`, `release`, graphs, fine-tuning and "
+            "suites refuse it. Set it to false if they are wanted"
+        )
     rows = config.model.vocab_size
     if tokenizer is not None and rows >= 1.5 * tokenizer.size:
         idle = (rows - tokenizer.size) * config.model.hidden_size
@@ -301,6 +307,13 @@ def _examine_origin(
         if trained_with.fingerprint != tokenizer.fingerprint:
             found.append(_other_tokenizer(key, path, trained_with, tokenizer))
     if key != "start_from":
+        from tessera.model.tiling import check_tileable
+
+        assert config.initial_weights is not None
+        try:
+            check_tileable(checkpoint.model_config, config.model, config.initial_weights.mode)
+        except ValueError as error:
+            found.append(f"{key}: {path}: {error}")
         return Findings(found, origin=checkpoint)
     doubts = [
         *_unfinished(path, checkpoint),
