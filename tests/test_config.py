@@ -507,6 +507,21 @@ def test_a_source_that_is_not_there_cannot_be_taken_away(tmp_path):
     assert sorted(left) == ["code", "science"]
 
 
+def test_a_null_that_takes_nothing_away_is_told_in_the_file_it_stands_in(tmp_path):
+    from tessera.training.config import RunConfig
+
+    phase = f"extends: {REPOSITORY / 'yamls' / 'phase1.yaml'}\n"
+    written(tmp_path, phase + "train_data: {sources: {webb: null, web: null}}", "base.yaml")
+    written(tmp_path, "sources: {cod: null, code: null}", "data.yaml")
+    own = written(tmp_path, "extends: base.yaml\ntrain_data: {extends: data.yaml}")
+    with pytest.raises(ConfigError) as refused:
+        load(RunConfig, own)
+    told = str(refused.value)
+    assert f"train_data.sources.webb: null in {tmp_path}/base.yaml takes nothing away" in told
+    assert f"train_data.sources.cod: null in {tmp_path}/data.yaml takes nothing away" in told
+    assert "2 problems" in told, "web and code are there, and taken away"
+
+
 @pytest.mark.parametrize("address", ["https://user:pw@api.wandb.ai", "team/project", "a:b"])
 @pytest.mark.parametrize("key", ["project", "entity", "group"])
 def test_wandb_is_given_names_and_no_address(key, address):

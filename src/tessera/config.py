@@ -6,7 +6,7 @@ Knows no section of any configuration, and imports no torch.
 import difflib
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,22 @@ def idle_removals(cls: type, path: str | Path, overrides: Sequence[str]) -> list
     """
     path = _local(str(path))
     own = OmegaConf.to_container(OmegaConf.load(path))
+    brought_files = list(_brought(own, path, ""))
     found = []
     for section in getattr(cls, "NAMED", ()):
+        named = [(path, _section(own, section))]
+        for file, under, plain in brought_files:
+            if f"{section}.".startswith(under):
+                rest = f"{section}.".removeprefix(under).removesuffix(".")
+                named.append((file, _section(plain, rest) if rest else plain))
+        there = {str(n) for _, names in named for n, value in names.items() if value is not None}
+        there |= {each.removeprefix(f"{section}.").partition(".")[0] for each in overrides}
+        found += [
+            f"{section}.{name}: null in {os.path.normpath(file)} takes nothing away; remove it"
+            for file, names in named[1:]
+            for name, value in names.items()
+            if value is None and str(name) not in there
+        ]
         names = _section(own, section)
         here = [str(name) for name, value in names.items() if value is None]
         typed = [
@@ -125,6 +139,22 @@ def idle_removals(cls: type, path: str | Path, overrides: Sequence[str]) -> list
             if name not in kept
         ]
     return found
+
+
+def _brought(plain: Any, path: Path, under: str) -> Iterator[tuple[Path, str, Any]]:
+    """Each file that `extends` brings at any level: its path, the section it is for, its content.
+
+    The section is dotted and ends with a dot; it is empty for the whole file.
+    """
+    if not isinstance(plain, dict):
+        return
+    for base in _bases(plain):
+        file = path.parent / _local(base)
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        yield file, under, content
+        yield from _brought(content, file, under)
+    for key, value in plain.items():
+        yield from _brought(value, path, f"{under}{key}.")
 
 
 def _section(plain: Any, dotted: str) -> dict:
