@@ -92,6 +92,34 @@ def test_rows_that_a_parquet_file_lost_are_missed(tmp_path, monkeypatch):
         list(records(str(tmp_path / "c.parquet"), Reading(), Notes()))
 
 
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "its footer": lambda content: content[:-60] + b"\xff" * 52 + content[-8:],
+    "its text": lambda content: content.replace(b"text of", b"\xff\xfe\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_parquet_file_is_said_in_one_sentence(tmp_path, damage):
+    """Its library speaks of magic bytes and thrift: of nothing that one could do."""
+    from tessera.evaluation.tasks.tables import read_split
+
+    path = tmp_path / "c.parquet"
+    table = pyarrow.Table.from_pylist([{"text": f"text of {i}", "label": i} for i in range(50)])
+    pyarrow.parquet.write_table(table, path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](content))
+    assert path.read_bytes() != content
+    told = f"{path}: is damaged or cut short, and cannot be read as Parquet; copy or write it again"
+    for read_it in (read, lambda path: read_split(path, ["text"])):
+        with pytest.raises(ValueError) as refused:
+            list(read_it(str(path)))
+        assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
+    with pytest.raises(FileNotFoundError):
+        list(records(str(tmp_path / "none.parquet"), Reading(), Notes()))
+
+
 # ---- YAMLs, shards, tokenizers, run folders
 
 

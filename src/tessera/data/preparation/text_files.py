@@ -12,7 +12,12 @@ from typing import Any
 
 from tessera.data.preparation import places
 from tessera.data.preparation.formats.discovery import is_dataset, kind_of
-from tessera.data.preparation.formats.records import Reading, is_lines_of_json, records
+from tessera.data.preparation.formats.records import (
+    Reading,
+    is_lines_of_json,
+    records,
+    whole_parquet,
+)
 from tessera.data.preparation.notes import DAMAGED, HALF_PAIRS, NULS, Notes
 from tessera.data.preparation.places import File, Interrupted
 from tessera.paths import is_remote, join
@@ -105,7 +110,7 @@ def _parquet_parts(file: File, root: str, part_bytes: int) -> Iterator[Part]:
     import pyarrow.parquet
 
     remote = is_remote(file.address)
-    with _named(file.address):
+    with _named(file.address), whole_parquet(file.address):
         source = places.open_file(file.address, 1 << 16) if remote else file.address
         metadata = pyarrow.parquet.ParquetFile(source).metadata
     start = size = 0

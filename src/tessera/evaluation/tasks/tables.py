@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from tessera import fetch
 from tessera.data.preparation.formats.discovery import kind_of
-from tessera.data.preparation.formats.records import Reading, records
+from tessera.data.preparation.formats.records import Reading, records, whole_parquet
 from tessera.data.preparation.notes import Notes
 from tessera.object_store import sha256_of
 
@@ -132,11 +132,14 @@ def _rows(where: str) -> Iterator[Row]:
         if kind == "parquet":
             import pyarrow.parquet
 
-            yield from pyarrow.parquet.read_table(file).to_pylist()
+            with whole_parquet(where):
+                rows = pyarrow.parquet.read_table(file).to_pylist()
+            yield from rows
         else:
             yield from (row for _, row in records(str(file), Reading(), Notes()))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        said = str(error)
+        raise ValueError(said if said.startswith(where) else f"{where}: {said}") from error
 
 
 def _file(where: str) -> Path:

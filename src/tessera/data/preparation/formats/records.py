@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -308,7 +309,34 @@ def _refuse_more(text: str, rest: Any, number: int) -> None:
 # ---- columns of Arrow
 
 
+@contextmanager
+def whole_parquet(address: str) -> Iterator[None]:
+    """Say of a Parquet file that its library cannot read what to do about it.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # about the disk, not about what is in the file
+        raise ValueError(
+            f"{address}: is damaged or cut short, and cannot be read as Parquet; copy or write it "
+            "again, or leave it out"
+        ) from error
+
+
 def _parquet_records(
+    address: str, reading: Reading, start: int, stop: int | None
+) -> Iterator[Record]:
+    with whole_parquet(address):
+        yield from _rows_of_parquet(address, reading, start, stop)
+
+
+def _rows_of_parquet(
     address: str, reading: Reading, start: int, stop: int | None
 ) -> Iterator[Record]:
     import pyarrow.parquet
