@@ -35,11 +35,12 @@ def serving(name: str) -> str:
     return name
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["both ways", "causal"])
 @pytest.mark.parametrize("window", [None, 64, 5])
 @pytest.mark.parametrize("lengths", PACKINGS.values(), ids=PACKINGS.keys())
 @pytest.mark.parametrize("name", BACKENDS)
-def test_backends_equal_the_dense_oracle(name, lengths, window):
-    check_against_oracle(serving(name), lengths, window)
+def test_backends_equal_the_dense_oracle(name, lengths, window, causal):
+    check_against_oracle(serving(name), lengths, window, causal=causal)
 
 
 @pytest.mark.parametrize("window, channels", [(None, 32), (1, 64), (37, 128), (128, 80)])
@@ -53,7 +54,7 @@ def test_backends_equal_the_dense_oracle_on_any_packing(name, window, channels):
         check_against_oracle(serving(name), lengths, window, channels)
 
 
-def check_against_oracle(name, lengths, window, channels=64):
+def check_against_oracle(name, lengths, window, channels=64, *, causal=False):
     tokens, heads = sum(lengths), 3
     generator = torch.Generator(DEVICE).manual_seed(0)
     draw = [
@@ -64,9 +65,9 @@ def check_against_oracle(name, lengths, window, channels=64):
     exact = [x.clone().requires_grad_() for x in draw[:3]]
     cu_seqlens = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(torch.int32)
 
-    packing = prepare(cu_seqlens, max(lengths), name, tokens, {window})
+    packing = prepare(cu_seqlens, max(lengths), name, tokens, {window}, causal=causal)
     out = attend(*ours, packing, window)
-    expected = dense_attention(*exact, lengths, window)
+    expected = dense_attention(*exact, lengths, window, causal)
     torch.testing.assert_close(out.double(), expected, atol=2e-2, rtol=2e-2)
     gradients = torch.autograd.grad(out, ours, draw[3])
     for a, b in zip(gradients, torch.autograd.grad(expected, exact, draw[3].double()), strict=True):

@@ -43,19 +43,29 @@ class MaskedLMOutput:
 class ModernBertForMaskedLM(nn.Module):
     """The encoder and its masked-language-modelling head, which shares the embedding matrix."""
 
-    def __init__(self, config: ModelConfig, *, attention: str = "auto", z_loss: float = 0.0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        attention: str = "auto",
+        z_loss: float = 0.0,
+        causal: bool = False,
+    ):
         """Build without initialising: see `initialize`.
 
         Args:
             config: the shape.
             attention: a backend of `tessera.model.attention.backends`, or 'auto'.
             z_loss: weight of the squared log-partition in the loss; 0 is the published recipe.
+            causal: whether a token sees itself and those before it alone, for next-token
+                prediction; in a windowed layer, those of the window's left half. The weights are
+                the same, and nothing of it is stored with them.
         """
         super().__init__()
         self.config = config
         self.z_loss = z_loss
         self.compiled_loss = False
-        self.model = Encoder(config, attention)
+        self.model = Encoder(config, attention, causal)
         self.head = PredictionHead(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.tie_weights()
@@ -153,10 +163,11 @@ class ModernBertForMaskedLM(nn.Module):
 class Encoder(nn.Module):
     """Embeddings, layers and final norm: a vector per token."""
 
-    def __init__(self, config: ModelConfig, attention: str):
+    def __init__(self, config: ModelConfig, attention: str, causal: bool = False):
         super().__init__()
         self.config = config
         self.attention = attention
+        self.causal = causal
         self.checkpointed: frozenset[int] = frozenset()
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(
@@ -211,7 +222,7 @@ class Encoder(nn.Module):
         if max_seqlen is None:
             max_seqlen = int(cu_seqlens.diff().max())
         windows = {self.config.window(i) for i in range(len(self.layers))}
-        return prepare(cu_seqlens, max_seqlen, backend, tokens, windows)
+        return prepare(cu_seqlens, max_seqlen, backend, tokens, windows, causal=self.causal)
 
 
 class Layer(nn.Module):

@@ -25,8 +25,9 @@ class Backend:
     attend: Callable[[Tensor, Tensor, Tensor, Packing, int | None], Tensor]
     missing: Missing
     """Of a device, a type and a head size: why it cannot serve there, or None."""
-    prepare: Callable[[Tensor, int, int | None], Any] = lambda cu_seqlens, tokens, window: None
-    """What it computes once for all layers of a window, from `cu_seqlens` and T."""
+    prepare: Callable[[Tensor, int, int | None, bool], Any] = lambda *of_layers: None
+    """What it computes once for all layers of a window, from `cu_seqlens`, T, the window and
+    whether it is causal."""
 
 
 def _missing_flex(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
@@ -44,10 +45,10 @@ def _attend_flex(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int 
     return flex.attend(q, k, v, packing, window)
 
 
-def _prepare_flex(cu_seqlens: Tensor, tokens: int, window: int | None) -> Any:
+def _prepare_flex(cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool) -> Any:
     from tessera.model.attention import flex
 
-    return flex.prepare(cu_seqlens, tokens, window)
+    return flex.prepare(cu_seqlens, tokens, window, causal)
 
 
 BACKENDS = {
@@ -72,7 +73,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None
         q: (T, H, D) queries, positions already applied; the softmax scale is 1/sqrt(D).
         k: (T, H, D) keys.
         v: (T, H, D) values.
-        packing: where documents begin, and the backend to use; see `prepare`.
+        packing: where documents begin, whether a token sees those after it, and the backend to
+            use; see `prepare`.
         window: a token sees those at most this far away, on either side; None: all of them.
 
     Returns:
@@ -82,7 +84,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None
 
 
 def prepare(
-    cu_seqlens: Tensor, max_seqlen: int, backend: str, tokens: int, windows: set[int | None]
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    backend: str,
+    tokens: int,
+    windows: set[int | None],
+    *,
+    causal: bool = False,
 ) -> Packing:
     """Compute what all layers share.
 
@@ -92,12 +100,14 @@ def prepare(
         backend: what `choose` returned.
         tokens: T.
         windows: those that `attend` will be called with.
+        causal: whether a token sees itself and those before it alone.
     """
-    prepared = {w: BACKENDS[backend].prepare(cu_seqlens, tokens, w) for w in windows}
+    prepared = {w: BACKENDS[backend].prepare(cu_seqlens, tokens, w, causal) for w in windows}
     return Packing(
         cu_seqlens=any_number(cu_seqlens),
         max_seqlen=max_seqlen,
         backend=backend,
+        causal=causal,
         prepared=prepared,
     )
 

@@ -79,7 +79,8 @@ def attend_flash_attn_4(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None
 ) -> Tensor:
     """See `tessera.model.attention.backends.attend`."""
-    return _flash(q, k, v, packing.cu_seqlens, packing.max_seqlen, _reach(window), "cute")[0]
+    reach = _reach(packing, window)
+    return _flash(q, k, v, packing.cu_seqlens, packing.max_seqlen, *reach, "cute")[0]
 
 
 def attend_torch_varlen(
@@ -92,9 +93,9 @@ def attend_torch_varlen(
     """
     ends, longest = packing.cu_seqlens, packing.max_seqlen
     if torch.are_deterministic_algorithms_enabled() or _varlen_attn is None:
-        return _flash(q, k, v, ends, longest, _reach(window), "aten")[0]
-    both = (_reach(window), _reach(window))
-    return _varlen_attn(q, k, v, ends, ends, longest, longest, window_size=both)
+        return _flash(q, k, v, ends, longest, *_reach(packing, window), "aten")[0]
+    reach = _reach(packing, window)
+    return _varlen_attn(q, k, v, ends, ends, longest, longest, window_size=reach)
 
 
 def _call_varlen(
@@ -109,14 +110,20 @@ def _call_varlen(
         cu_seqlens_k=ends,
         max_seqlen_q=longest,
         max_seqlen_k=longest,
-        window_size=(_reach(window), _reach(window)),
+        causal=packing.causal,
+        window_size=_reach(packing, window),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out[0] if isinstance(out, tuple) else out
 
 
-def _reach(window: int | None) -> int:
-    return -1 if window is None else window
+def _reach(packing: Packing, window: int | None) -> tuple[int, int]:
+    """How far a token sees to the left and to the right; -1: to the end of its document.
+
+    Every kernel takes (-1, 0) for causal attention, and (window, 0) for its left half.
+    """
+    reach = -1 if window is None else window
+    return reach, 0 if packing.causal else reach
 
 
 _varlen_attn: Any = None
@@ -139,7 +146,7 @@ def _look_for_varlen_attn() -> None:
 
 @torch.library.custom_op("tessera::flash", mutates_args=())
 def _flash(
-    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, reach: int, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, left: int, right: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
     if kernel == "aten":
         out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
@@ -151,10 +158,10 @@ def _flash(
             longest,
             longest,
             0.0,
+            right == 0,
             False,
-            False,
-            window_size_left=reach,
-            window_size_right=reach,
+            window_size_left=left,
+            window_size_right=right,
         )
     else:
         module = importlib.import_module("flash_attn.cute.interface")
@@ -166,8 +173,9 @@ def _flash(
             cu_seqlens_k=ends,
             max_seqlen_q=longest,
             max_seqlen_k=longest,
-            window_size_left=None if reach < 0 else reach,
-            window_size_right=None if reach < 0 else reach,
+            causal=right == 0,
+            window_size_left=None if left < 0 else left,
+            window_size_right=None if right < 0 else right,
             return_lse=True,
         )
     return out, log_sums.contiguous()
@@ -183,7 +191,8 @@ def _flash_backward(
     log_sums: Tensor,
     ends: Tensor,
     longest: int,
-    reach: int,
+    left: int,
+    right: int,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if kernel == "aten":
@@ -200,11 +209,11 @@ def _flash_backward(
             longest,
             longest,
             0.0,
-            False,
+            right == 0,
             no_dropout,
             torch.empty(0, device=q.device),
-            window_size_left=reach,
-            window_size_right=reach,
+            window_size_left=left,
+            window_size_right=right,
         )
     else:
         module = importlib.import_module("flash_attn.cute.interface")
@@ -219,8 +228,9 @@ def _flash_backward(
             cu_seqlens_k=ends,
             max_seqlen_q=longest,
             max_seqlen_k=longest,
-            window_size_left=None if reach < 0 else reach,
-            window_size_right=None if reach < 0 else reach,
+            causal=right == 0,
+            window_size_left=None if left < 0 else left,
+            window_size_right=None if right < 0 else right,
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
     return d_q, d_k, d_v
@@ -228,7 +238,7 @@ def _flash_backward(
 
 @_flash.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, reach: int, kernel: str
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, left: int, right: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.size(1), q.size(0)), dtype=torch.float32)
 
@@ -245,7 +255,7 @@ def _save(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     gradients = _flash_backward(d_out.contiguous(), *ctx.saved_tensors, *ctx.constants)
-    return *gradients, None, None, None, None
+    return *gradients, *[None] * 5
 
 
 _flash.register_autograd(_backward, setup_context=_save)

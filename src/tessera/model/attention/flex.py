@@ -15,7 +15,9 @@ from tessera.model.attention.packing import Packing, documents_of
 _BLOCK = 128
 
 
-def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
+def prepare(
+    cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False
+) -> BlockMask:
     """The mask of one kind of layers: which blocks to visit, and which to mask inside.
 
     Computed from the documents at either end of each block, without ever holding a (T, T) mask,
@@ -24,10 +26,12 @@ def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
     documents = documents_of(cu_seqlens, tokens)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = documents[query] == documents[key]
-        return same if window is None else same & ((query - key).abs() <= window)
+        seen = documents[query] == documents[key]
+        if causal:
+            seen = seen & (query >= key)
+        return seen if window is None else seen & ((query - key).abs() <= window)
 
-    some, all_of = visible_blocks(documents, window)
+    some, all_of = visible_blocks(documents, window, causal)
     return BlockMask.from_kv_blocks(
         *_listed(some & ~all_of),
         *_listed(all_of),
@@ -37,12 +41,15 @@ def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> BlockMask:
     )
 
 
-def visible_blocks(documents: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+def visible_blocks(
+    documents: Tensor, window: int | None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
     """(N, N) bool: does the block of queries see some token of the block of keys; does it see all?
 
     Args:
         documents: (T,) the number of each token's document, non-decreasing.
         window: how far a token sees; None: through its document.
+        causal: whether it sees none after it.
     """
     tokens = documents.numel()
     count = -(-tokens // _BLOCK)
@@ -54,8 +61,12 @@ def visible_blocks(documents: Tensor, window: int | None) -> tuple[Tensor, Tenso
     alone = first == last
     all_of = alone[:, None] & alone & (first[:, None] == first)
     all_of &= ((starts + _BLOCK) <= tokens) & ((starts + _BLOCK) <= tokens)[:, None]
+    ahead = starts[:, None] - starts  # of the queries, before the keys
+    if causal:
+        some = some & (ahead >= 0)
+        all_of = all_of & (ahead > 0)
     if window is not None:
-        apart = (starts[:, None] - starts).abs()
+        apart = ahead.abs()
         some = some & (apart - _BLOCK + 1 <= window)
         all_of = all_of & (apart + _BLOCK - 1 <= window)
     return some, all_of

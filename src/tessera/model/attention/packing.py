@@ -24,13 +24,15 @@ def any_number(cu_seqlens: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """The documents of one flat sequence, and the backend that will attend within them."""
+    """The documents of one flat sequence, and how and by which backend they are attended within."""
 
     cu_seqlens: Tensor
     """(n+1,) int32, from 0 to T, non-decreasing; empty documents are allowed."""
     max_seqlen: int
     """No document is longer. A constant of the run, lest compiled code be specialised anew."""
     backend: str
+    causal: bool = False
+    """Whether a token sees none after it."""
     prepared: dict[int | None, Any] = field(default_factory=dict)
     """What the backend computed ahead for all layers, by window (None: global)."""
 

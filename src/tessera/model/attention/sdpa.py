@@ -33,14 +33,17 @@ def missing(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
     return None
 
 
-def prepare(cu_seqlens: Tensor, tokens: int, window: int | None) -> Tensor:
+def prepare(
+    cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False
+) -> Tensor:
     """The documents' boundaries on the host: the one sync this backend needs on a GPU."""
     return any_number(cu_seqlens.cpu())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
     """See `tessera.model.attention.backends.attend`."""
-    out, _ = _attend(q, k, v, packing.prepared[window], -1 if window is None else window)
+    reach = -1 if window is None else window
+    out, _ = _attend(q, k, v, packing.prepared[window], reach, packing.causal)
     return out
 
 
@@ -77,34 +80,69 @@ class _Tile:
             self._blocks(total, self.key + start, piece.size(2)).add_(piece)
 
 
-def _tiles(boundaries: list[int], window: int, longest: int | None = None) -> Iterator[_Tile]:
+def _tiles(
+    boundaries: list[int], window: int, causal: bool, longest: int | None = None
+) -> Iterator[_Tile]:
     """Cut documents into blocks if the window or the `longest` global block is much shorter."""
+    after = 0 if causal else window
     for start, end in pairwise(boundaries):
         length = end - start
         if window < 0:
             step = longest or max(length, 1)
             for first in range(start, end, step):
-                yield _Tile(first, min(step, end - first), start, length)
+                queries = min(step, end - first)
+                yield _Tile(first, queries, start, first + queries - start if causal else length)
         elif length <= 4 * max(window, _BLOCK):
             if length:
                 yield _Tile(start, length, start, length)
         else:
             block = max(window, _BLOCK)
-            inner = (length - window) // block - 1
-            yield _Tile(start, block, start, block + window)
-            yield _Tile(start + block, block, start + block - window, block + 2 * window, inner)
+            inner = (length - max(after, 1)) // block - 1  # a query at least is left for the last
+            yield _Tile(start, block, start, block + after)
+            keys = window + block + after
+            yield _Tile(start + block, block, start + block - window, keys, inner)
             last = start + (inner + 1) * block
             yield _Tile(last, end - last, last - window, end - last + window)
 
 
-def _plan(q: Tensor, boundaries: Tensor, window: int) -> tuple[list[_Tile], Tensor | None]:
-    longest = None if q.device.type == "cpu" else _GLOBAL_BLOCK
-    tiles = list(_tiles(boundaries.tolist(), window, longest))
-    return tiles, _band(tiles, window, q)
+@dataclass(frozen=True)
+class _Plan:
+    """How the documents are cut, and what each tile hides of its keys."""
 
-
-def _band(tiles: list[_Tile], window: int, like: Tensor) -> Tensor | None:
+    tiles: list[_Tile]
+    window: int
+    causal: bool
+    device: torch.device
+    band: Tensor | None
     """Added to the scores of query i and key j - window: 0 within reach, else -inf."""
+
+    def hides(self, tile: _Tile) -> tuple[Tensor | None, bool]:
+        """What is added to a tile's scores, or None; whether instead a key hides from queries
+        before it, which kernels know how to do without computing it.
+        """
+        whole = self.band is None or tile.keys <= self.window + 1
+        if self.causal and whole:
+            square = (tile.query, tile.queries) == (tile.key, tile.keys)
+            return (None, True) if square else (self._lower_right(tile), False)
+        if whole:
+            return None, False
+        assert self.band is not None
+        first = self.window - (tile.query - tile.key)
+        return self.band[: tile.queries, first : first + tile.keys], False
+
+    def _lower_right(self, tile: _Tile) -> Tensor:
+        """For queries that are the last of a longer run of keys."""
+        hidden = torch.full((tile.queries, tile.keys), float("-inf"), device=self.device)
+        return hidden.triu_(tile.query - tile.key + 1)
+
+
+def _plan(q: Tensor, boundaries: Tensor, window: int, causal: bool) -> _Plan:
+    longest = None if q.device.type == "cpu" else _GLOBAL_BLOCK
+    tiles = list(_tiles(boundaries.tolist(), window, causal, longest))
+    return _Plan(tiles, window, causal, q.device, _band(tiles, window, causal, q))
+
+
+def _band(tiles: list[_Tile], window: int, causal: bool, like: Tensor) -> Tensor | None:
     if window < 0:
         return None
     queries = torch.arange(max(tile.queries for tile in tiles), device=like.device)
@@ -112,30 +150,24 @@ def _band(tiles: list[_Tile], window: int, like: Tensor) -> Tensor | None:
     ahead = keys - queries[:, None]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     band = torch.zeros(ahead.shape, dtype=dtype, device=like.device)
-    return band.masked_fill_((ahead < 0) | (ahead > 2 * window), float("-inf"))
-
-
-def _mask(tile: _Tile, band: Tensor | None, window: int) -> Tensor | None:
-    if band is None or tile.keys <= window + 1:
-        return None
-    first = window - (tile.query - tile.key)
-    return band[: tile.queries, first : first + tile.keys]
+    furthest = window if causal else 2 * window
+    return band.masked_fill_((ahead < 0) | (ahead > furthest), float("-inf"))
 
 
 @torch.library.custom_op("tessera::attend_by_document", mutates_args=())
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int
+    q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    tiles, band = _plan(q, boundaries, window)
+    plan = _plan(q, boundaries, window, causal)
     out, log_sums = _outputs(q)
-    for tile in tiles:
+    for tile in plan.tiles:
         queries, keys, values = tile.of_queries(q), tile.of_keys(k), tile.of_keys(v)
-        mask = _mask(tile, band, window)
+        mask, after = plan.hides(tile)
         if q.device.type == "cpu":
-            part, sums = _flash_on_cpu(queries, keys, values, attn_mask=mask)
+            part, sums = _flash_on_cpu(queries, keys, values, 0.0, after, attn_mask=mask)
             tile.of_queries(log_sums[..., None]).copy_(sums[..., None])
         else:
-            part = _anywhere(queries, keys, values, mask)
+            part = _anywhere(queries, keys, values, mask, after)
         tile.of_queries(out).copy_(part)
     return out, log_sums
 
@@ -150,13 +182,14 @@ def _attend_backward(
     log_sums: Tensor,
     boundaries: Tensor,
     window: int,
+    causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tiles, band = _plan(q, boundaries, window)
+    plan = _plan(q, boundaries, window, causal)
     d_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     d_k, d_v = torch.zeros_like(d_q), torch.zeros_like(d_q)
-    for tile in tiles:
+    for tile in plan.tiles:
         queries, keys, values = tile.of_queries(q), tile.of_keys(k), tile.of_keys(v)
-        mask = _mask(tile, band, window)
+        mask, after = plan.hides(tile)
         upstream = tile.of_queries(d_out)
         if q.device.type == "cpu":
             sums = tile.of_queries(log_sums[..., None])[..., 0]
@@ -168,28 +201,30 @@ def _attend_backward(
                 tile.of_queries(out),
                 sums,
                 0.0,
-                False,
+                after,
                 attn_mask=mask,
             )
         else:
-            parts = _anywhere_backward(upstream, queries, keys, values, mask)
+            parts = _anywhere_backward(upstream, queries, keys, values, mask, after)
         tile.of_queries(d_q).copy_(parts[0])
         tile.add_keys(d_k, parts[1])
         tile.add_keys(d_v, parts[2])
     return d_q, d_k, d_v
 
 
-def _anywhere(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _anywhere(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, after: bool) -> Tensor:
     mask = None if mask is None else mask.to(q.dtype)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=after)
 
 
 def _anywhere_backward(
-    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, after: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By the chain rule: autograd does not reach into an opaque operator."""
     scale = q.size(-1) ** -0.5
     scores = (q @ k.transpose(-2, -1)).float() * scale
+    if after:
+        scores += torch.full_like(scores, float("-inf")).triu_(1)
     shares = (scores if mask is None else scores + mask).softmax(-1)
     d_shares = (d_out @ v.transpose(-2, -1)).float()
     d_scores = shares * (d_shares - (d_shares * shares).sum(-1, keepdim=True)) * scale
@@ -204,7 +239,7 @@ def _outputs(q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_attend.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int) -> Any:
+def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, window: int, causal: bool) -> Any:
     return _outputs(q)
 
 
@@ -214,12 +249,13 @@ def _(d_out: Tensor, q: Tensor, *rest: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.window = inputs
+    *tensors, ctx.window, ctx.causal = inputs
     ctx.save_for_backward(*tensors[:3], *output, tensors[3])
 
 
 def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *_attend_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.window), None, None
+    gradients = _attend_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.window, ctx.causal)
+    return *gradients, None, None, None
 
 
 _attend.register_autograd(_backward, setup_context=_save)
