@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference.attention import visible
 from torch.utils.flop_counter import FlopCounterMode
 
 from tessera.model.config import ModelConfig
@@ -53,6 +54,25 @@ def test_windows_and_documents_bound_what_attention_costs():
     windowed = 2000 * 129 - 2 * 1000 * 129
     expected = a_pair * (everywhere * more + local * windowed)
     assert attention(2000) - attention(1000, 1000) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("lengths", [[1], [40, 300, 66, 65, 64], [1000]])
+def test_a_causal_token_is_counted_with_those_it_sees(lengths):
+    """One by one, from the mask that attention is tested against."""
+    base = ModelConfig()
+    everything, nothing = (
+        training_flops(base, torch.tensor(lengths), predicted, causal=True) for predicted in (9, 0)
+    )
+    both_ways = (training_flops(base, torch.tensor(lengths), predicted) for predicted in (9, 0))
+    assert everything - nothing == pytest.approx(next(both_ways) - next(both_ways))
+
+    without = training_flops(base, torch.ones(sum(lengths)), 0, causal=True)
+    a_pair, tokens = 6 * 2 * 768, sum(lengths)
+    expected = sum(
+        count * (int(visible(lengths, window, True).sum()) - tokens)
+        for window, count in ((None, 8), (64, 14))
+    )
+    assert nothing - without == pytest.approx(a_pair * expected)
 
 
 def test_the_rate_of_products_is_one_that_a_machine_can_have():

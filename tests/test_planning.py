@@ -111,10 +111,14 @@ def _plain(config):
     return to_plain(config)
 
 
+@pytest.mark.parametrize("objective", ["masked", "causal"])
 @pytest.mark.parametrize("long_documents", ["split", "truncate"])
-def test_operations_foretold_are_those_of_the_rows_that_are_read(tmp_path, long_documents):
+def test_operations_foretold_are_those_of_the_rows_that_are_read(
+    tmp_path, long_documents, objective
+):
     corpus = make_corpus(tmp_path / "corpus", documents=60)
     data = {"max_seq_len": 48, "row_tokens": 256, "lanes": 1, "long_documents": long_documents}
+    data["objective"] = objective
     plain = settings(corpus, tmp_path / "run")
     plain["train_data"] |= data
     config = decode(RunConfig, plain, "test")
@@ -130,7 +134,8 @@ def test_operations_foretold_are_those_of_the_rows_that_are_read(tmp_path, long_
     for step, _, _, rows in loader.steps():
         for row in rows:
             lengths = torch.from_numpy(np.diff(row.ends[: row.documents], prepend=0))
-            flops += training_flops(config.model, lengths, len(row.positions))
+            predicted, causal = len(row.positions), objective == "causal"
+            flops += training_flops(config.model, lengths, predicted, causal=causal)
             tokens, masked = tokens + row.tokens, masked + len(row.positions)
         if step == 100:
             break

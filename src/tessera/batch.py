@@ -26,15 +26,16 @@ class PackedBatch:
     """
 
     input_ids: Tensor
-    """(T,) int64, masks already applied."""
+    """(T,) int64, masks already applied; a causal phase has none."""
     cu_seqlens: Tensor
     """(n+1,) int32, from 0 to T, non-decreasing: where each segment begins."""
     max_seqlen: int
     """No segment is longer; the same for every batch of a run."""
     masked_positions: Tensor
-    """(M,) int64: slots of the flat sequence whose original token is to be predicted."""
+    """(M,) int64: slots of the flat sequence whose original token is to be predicted, or, in a
+    causal phase, whose next token is."""
     masked_labels: Tensor
-    """(M,) int64: the original token at each masked position; `IGNORED` in padding."""
+    """(M,) int64: the token to predict at each of them; `IGNORED` in padding."""
     rows: Tensor
     """(R,) int64: the number of each row in the run's global stream of rows."""
     tokens: int
@@ -50,7 +51,7 @@ class PackedBatch:
         return self.input_ids.numel() // self.rows.numel()
 
     def labels(self) -> Tensor:
-        """(T,) int64: the original token where it is predicted, `IGNORED` elsewhere."""
+        """(T,) int64: what each slot is to predict, `IGNORED` where that is nothing."""
         labels = torch.full_like(self.input_ids, IGNORED)
         counted = self.masked_labels != IGNORED
         labels[self.masked_positions[counted]] = self.masked_labels[counted]

@@ -1,5 +1,6 @@
 """What every checkpoint becomes once read, whoever wrote it, and the checks it must pass."""
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,15 @@ from tessera.model.modernbert import ModernBertForMaskedLM
 
 EMBEDDING = "model.embeddings.tok_embeddings.weight"
 DECODER = "decoder.weight"
+
+CAUSAL = (
+    "its last phase was causal (train_data.objective), and the model read here attends both ways, "
+    "which these weights have not learned: train a masked phase from it (start_from) before it is "
+    "used or judged"
+)
+"""What is to be known of the weights of a causal phase."""
+
+log = logging.getLogger(__name__)
 
 _FLOATS = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
@@ -50,6 +60,16 @@ class Checkpoint:
     """The loader's state, as JSON."""
 
     @property
+    def causal(self) -> bool:
+        """Whether its last phase was causal, so that the weights are for one that masks to follow.
+
+        An export has no settings of its run, but what the run's progress says.
+        """
+        data = self.run_config.get("train_data")
+        settings = data if isinstance(data, dict) else self.progress
+        return settings.get("objective") == "causal"
+
+    @property
     def learning_rate(self) -> float | None:
         """The rate it stopped at, with which an annealing run would continue."""
         found = self.progress.get("lr")
@@ -59,7 +79,12 @@ class Checkpoint:
 
 
 def build_model(checkpoint: Checkpoint) -> ModernBertForMaskedLM:
-    """The checkpoint's model on the CPU in float32, in eval mode."""
+    """The checkpoint's model on the CPU in float32, in eval mode.
+
+    It attends both ways; a warning says so if the weights were trained otherwise.
+    """
+    if checkpoint.causal:
+        log.warning("%s: %s", checkpoint.path, CAUSAL)
     with torch.device("meta"):
         model = ModernBertForMaskedLM(checkpoint.model_config)
     model.load_state_dict(checkpoint.weights, assign=True)

@@ -14,10 +14,12 @@ _KEPT = ("steps", "tokens", "lr", "max_lr")
 def with_phase(checkpoint: Checkpoint) -> list[JsonObject]:
     """The phases up to and including a checkpoint's own: what a phase that starts there has before.
 
-    Each has `phase` (a name without a place), `decayed`, and of `steps`, `tokens`, `lr` and
-    `max_lr` what is known.
+    Each has `phase` (a name without a place), `decayed`, of `steps`, `tokens`, `lr` and `max_lr`
+    what is known, and `objective` if that was causal.
     """
     known = {key: checkpoint.progress[key] for key in _KEPT if key in checkpoint.progress}
+    if checkpoint.causal:
+        known["objective"] = "causal"
     own = {"phase": _name(checkpoint), "decayed": decayed(checkpoint), **known}
     return [*phases_before(checkpoint), own]
 

@@ -125,6 +125,11 @@ def _check_same(first: Checkpoint, other: Checkpoint) -> None:
                 f"{first.path} and {other.path} are of different models and have no average: "
                 f"{key} is {value} and {theirs}"
             )
+    if first.causal != other.causal:
+        raise CheckpointError(
+            f"{first.path} and {other.path} have different objectives (train_data.objective): "
+            "only one of them is of a causal phase"
+        )
     if _vocabulary(first) != _vocabulary(other):
         raise CheckpointError(f"{first.path} and {other.path} have different tokenizers")
 

@@ -120,7 +120,7 @@ def batch_lines(
         )
         for rank in range(world_size)
     ]
-    names = loaders[0].sources
+    names, predicted = loaders[0].sources, f"{'predicted' if config.causal else 'masked'}_tokens"
     so_far = merge_states(loader.start for loader in loaders)
     for shares in islice(zip(*(loader.steps() for loader in loaders), strict=True), steps):
         step, rows_before, global_rows, _ = shares[0]
@@ -134,7 +134,7 @@ def batch_lines(
             "rows": global_rows,
             "rows_before": rows_before,
             "tokens": tokens,
-            "masked_tokens": sum(len(row.positions) for row in rows),
+            predicted: sum(len(row.positions) for row in rows),
             "documents": sum(row.documents for row in rows),
             "fill": round(tokens / (global_rows * config.row_tokens), 6),
             "source_tokens": dict(zip(names, counts, strict=True)),

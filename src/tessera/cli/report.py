@@ -94,19 +94,24 @@ def operations_of(phase: "Phase") -> float:
     NaN if its configuration does not say what model it is.
     """
     from tessera.model.config import ModelConfig
-    from tessera.model.flops import needed_flops
+    from tessera.model.flops import needed_flops, pairs_of
 
     try:
         model = decode(ModelConfig, phase.config["model"], phase.name)
     except (KeyError, ConfigError):
         return math.nan
-    masked = float(phase.column("masked_tokens").sum())
+    predicted = phase.column("predicted_tokens" if phase.causal else "masked_tokens")
     length = phase.tokens / phase.documents if phase.documents > 0 else math.nan
     return needed_flops(
         model,
         phase.tokens,
-        masked,
-        lambda most: phase.tokens * (length if most is None else min(length, most)),
+        float(predicted.sum()),
+        lambda most: (
+            phase.tokens
+            / length
+            * pairs_of(length, length if most is None else min(length, most), phase.causal)
+        ),
+        causal=phase.causal,
     )
 
 

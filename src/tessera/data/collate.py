@@ -37,19 +37,20 @@ class Shapes:
         return usual + step * max(0, ceil((needed - usual) / step))
 
 
-def packed_batch(rows: Sequence[Row], shapes: Shapes, rate: float) -> PackedBatch:
+def packed_batch(rows: Sequence[Row], shapes: Shapes, rate: float | None) -> PackedBatch:
     """Lay rows end to end.
 
     Args:
         rows: At least one.
         shapes: The padded lengths.
-        rate: The masking rate that the number of prediction slots is made for.
+        rate: The masking rate that the number of prediction slots is made for; None: each token
+            predicts the next, and there are as many as token slots.
     """
     starts = np.arange(len(rows), dtype=np.int64) * shapes.row_tokens
     ends = [row.ends + start for row, start in zip(rows, starts, strict=True)]
 
     masked_tokens = sum(len(row.positions) for row in rows)
-    predictions = shapes.predictions(len(rows), rate, masked_tokens)
+    predictions = shapes.predictions(len(rows), 1.0 if rate is None else rate, masked_tokens)
     positions = np.zeros(predictions, np.int64)
     labels = np.full(predictions, IGNORED, np.int64)
     filled = 0

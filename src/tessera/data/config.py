@@ -127,6 +127,11 @@ class DataConfig:
     """False reads shards and their documents in the order they are stored."""
     seed: int | None = None
     """Order and masks; the run's seed if null."""
+    objective: Literal["masked", "causal"] = "masked"
+    """What is learned: tokens that are masked, or each token from those before it alone.
+
+    `causal` is a detour: `masking` says nothing then, and a masked phase has to follow.
+    """
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     skip_rows: tuple[str, ...] = ()
     """Ranges of global row numbers left out of training, such as '1200-1247'."""
@@ -138,6 +143,19 @@ class DataConfig:
     """Processes per rank that read and pack ahead; 0 packs between steps. Divides lanes / ranks."""
     prefetch_rows: int = 16
     """Rows each worker prepares ahead."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether each token is predicted from those before it, and nothing is masked."""
+        return self.objective == "causal"
+
+    @property
+    def predicted_shares(self) -> tuple[float, float]:
+        """Share of the ordinary tokens that are predicted, at the phase's start and at its end."""
+        if self.causal:
+            return 1.0, 1.0
+        first, last = self.masking.rate, self.masking.final_rate
+        return first, first if last is None else last
 
     def __post_init__(self) -> None:
         found = []

@@ -1,4 +1,4 @@
-"""Global batches of packed, masked rows for one rank, with the state to continue after each."""
+"""Global batches of packed rows for one rank, with the state to continue after each."""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -202,8 +202,10 @@ class Loader:
             reader.documents.close()
 
     def _microbatches(self, rows: Sequence[Row], shapes: Shapes) -> list[PackedBatch]:
-        masking, size = self._config.masking, self._batch.microbatch_rows
-        rate = rate_for_shapes(masking, rows[0].number, self._config.row_tokens)
+        config, size = self._config, self._batch.microbatch_rows
+        rate = None
+        if not config.causal:
+            rate = rate_for_shapes(config.masking, rows[0].number, config.row_tokens)
         return [
             packed_batch(rows[first : first + size], shapes, rate)
             for first in range(0, len(rows), size)

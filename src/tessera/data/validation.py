@@ -1,4 +1,7 @@
-"""Validation batches of one source: the same documents, rows and masks at every evaluation."""
+"""Validation batches of one source: the same documents, rows and masks at every evaluation.
+
+A causal phase is evaluated on the same rows, of which each token predicts the next.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +30,7 @@ def validation_batches(
     tokenizer: Tokenizer,
     *,
     vocab_size: int,
-    masking_rate: float,
+    masking_rate: float | None,
     max_tokens: int,
     seed: int,
     rank: int = 0,
@@ -45,7 +48,8 @@ def validation_batches(
         source_name: One of the sources; its weight does not matter.
         tokenizer: The one that made the shards.
         vocab_size: Rows of the model's embedding.
-        masking_rate: Share of the ordinary tokens to predict.
+        masking_rate: Share of the ordinary tokens to predict; None: each from those before it,
+            for a causal model. What `config` says of either is how to train.
         max_tokens: Stop before there are more real tokens than this, after at least one piece.
         seed: Chooses documents, if not all fit, and masks.
         rank: This rank's number.

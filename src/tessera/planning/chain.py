@@ -51,7 +51,7 @@ _COMPARED: dict[str, Callable[[RunConfig], object]] = {
     "weight decay": lambda c: c.optimizer.weight_decay,
     "optimizer": lambda c: c.optimizer.name,
     "schedule": lambda c: c.schedule.name,
-    "masking": lambda c: c.train_data.masking.rate,
+    "masking": lambda c: "none: causal" if c.train_data.causal else c.train_data.masking.rate,
     "seed of the data": lambda c: c.seed if c.train_data.seed is None else c.train_data.seed,
     "tokenizer": lambda c: c.tokenizer,
 }
@@ -69,7 +69,7 @@ def _table(plans: Sequence[Plan]) -> list[str]:
     row("batch, token slots", lambda p: _number(_batch_slots(p.config)))
     row("schedule", lambda p: p.config.schedule.name)
     row("lr", lambda p: f"{p.config.optimizer.lr:g}")
-    row("masking", lambda p: f"{p.config.train_data.masking.rate:.0%}")
+    row("masking", lambda p: _masking(p.config))
     row("operations", lambda p: NOTHING if p.work.flops is None else f"{p.work.flops:.2e}")
     row("GPU memory", lambda p: f"{p.memory.total / 2**30:.1f} GiB")
     if plans[0].hardware.gpu is not None:
@@ -155,6 +155,10 @@ def _read_altogether(plans: Sequence[Plan]) -> list[str]:
         if len(known := [n for n in each if n is not None]) == len(each) > 1
     ]
     return [f"epochs over all phases: {', '.join(found)}"] if found else []
+
+
+def _masking(config: RunConfig) -> str:
+    return "causal" if config.train_data.causal else f"{config.train_data.masking.rate:.0%}"
 
 
 def _batch_slots(config: RunConfig) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tessera.data.pipeline.pieces import FRAME_TOKENS, Cut
 from tessera.data.supply import Reading
-from tessera.model.flops import needed_flops
+from tessera.model.flops import most_keys, needed_flops, pairs_of
 from tessera.planning.gpus import Gpu
 from tessera.training.config import RunConfig
 
@@ -47,14 +47,15 @@ class Work:
 
 def work_of(config: RunConfig, readings: Sequence[Reading]) -> Work:
     """What a phase computes, from the lengths of its documents where they are known."""
-    model, masking = config.model, config.train_data.masking
+    model, data = config.model, config.train_data
     windows = {model.window(layer) for layer in range(model.num_hidden_layers)}
-    most = {None if window is None else 2 * window + 1 for window in windows}
-    cut = Cut(config.train_data.max_seq_len, split=config.train_data.long_documents == "split")
-    segments = _segments(cut, readings, most)
-    rates = [masking.rate, masking.rate if masking.final_rate is None else masking.final_rate]
-    ordinary = 1 - FRAME_TOKENS * segments.number
-    per_token = needed_flops(model, 1.0, sum(rates) / 2 * ordinary, segments.squares.__getitem__)
+    most = {most_keys(window, data.causal) for window in windows}
+    cut = Cut(data.max_seq_len, split=data.long_documents == "split")
+    segments = _segments(cut, readings, most, data.causal)
+    predicted = sum(data.predicted_shares) / 2 * (1 - FRAME_TOKENS * segments.number)
+    per_token = needed_flops(
+        model, 1.0, predicted, segments.squares.__getitem__, causal=data.causal
+    )
     known = [reading.wanted for reading in readings if reading.wanted is not None]
     return Work(
         tokens=sum(known) if len(known) == len(readings) else None,
@@ -63,18 +64,21 @@ def work_of(config: RunConfig, readings: Sequence[Reading]) -> Work:
     )
 
 
-def _segments(cut: Cut, readings: Sequence[Reading], most: set[int | None]) -> Segments:
+def _segments(
+    cut: Cut, readings: Sequence[Reading], most: set[int | None], causal: bool
+) -> Segments:
     number, squares = 0.0, dict.fromkeys(most, 0.0)
     for reading in readings:
         lengths, tokens = reading.supply.lengths, reading.supply.tokens
         if lengths is None or not tokens:
             whole = cut.max_seq_len
-            each = {n: float(whole if n is None else min(n, whole)) for n in most}
+            seen = {n: whole if n is None else min(n, whole) for n in most}
+            each = {n: float(pairs_of(whole, seen[n], causal)) / whole for n in most}
             return Segments(number=1 / whole, squares=each, from_lengths=False)
         for segment_lengths, count in cut.segments(lengths.values):
             times = count * lengths.documents * reading.share / tokens
             number += float(times.sum())
             for n in most:
-                seen = segment_lengths if n is None else segment_lengths.clip(max=n)
-                squares[n] += float((segment_lengths * seen) @ times)
+                shown = segment_lengths if n is None else segment_lengths.clip(max=n)
+                squares[n] += float(pairs_of(segment_lengths, shown, causal) @ times)
     return Segments(number=number, squares=squares, from_lengths=True)

@@ -71,8 +71,7 @@ def memory_of(config: RunConfig, world_size: int, *, microbatch_rows: int | None
     rows = config.batch.microbatch_rows if microbatch_rows is None else microbatch_rows
     rows = min(rows, max(1, config.batch.rows // world_size))
     slots = rows * config.train_data.row_tokens
-    masking = config.train_data.masking
-    masked = int(slots * max(masking.rate, masking.final_rate or 0.0))
+    masked = int(slots * max(config.train_data.predicted_shares))
     matrices = numbers - model.vocab_size * model.hidden_size
     moments = 8 * numbers if config.optimizer.name != "muon" else 8 * numbers - 4 * matrices
     buckets = 4 * numbers if world_size > 1 and shards == 1 else 0

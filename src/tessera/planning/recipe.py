@@ -7,6 +7,11 @@ from tessera.planning.memory import parameters
 from tessera.quantities import so_many
 from tessera.training.config import RunConfig
 
+_CAUSAL = (
+    "causal: each ordinary token is predicted from those before it in its document; nothing is "
+    "masked,\nin training or in evaluation. A masked phase has to follow, with start_from"
+)
+
 
 def recipe_lines(config: RunConfig, world_size: int, begins: str) -> dict[str, str]:
     """A line for each part of the configuration, by its name.
@@ -27,13 +32,14 @@ def recipe_lines(config: RunConfig, world_size: int, begins: str) -> dict[str, s
             f"{config.train_data.max_seq_len:,}; {config.train_data.lanes} lanes"
         ),
         "data": _sources(config),
-        "masking": _masking(config),
+        **({"objective": _CAUSAL} if config.train_data.causal else {"masking": _masking(config)}),
         "optimizer": (
             f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "
             f"weight decay {config.optimizer.weight_decay:g}"
         ),
         "schedule": f"{config.schedule.name}  {_curve(config)}",
-        "evaluation": f"every {config.evaluation.interval or 'phase'}",
+        "evaluation": f"every {config.evaluation.interval or 'phase'}"
+        + ", by the causal loss" * config.train_data.causal,
         "checkpoints": f"every {config.checkpoints.interval or 'phase'}, "
         f"keep {config.checkpoints.keep}",
     }

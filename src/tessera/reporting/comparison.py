@@ -26,7 +26,7 @@ from tessera.reporting.canvas import (
 )
 from tessera.reporting.html import document, save_button
 from tessera.reporting.metrics import read_chain
-from tessera.reporting.phase import Phase, source_names
+from tessera.reporting.phase import Phase, predicted_tokens, source_names
 from tessera.reporting.plots import FEWEST_SMOOTHED, SMOOTHED_SHARE, running_mean, thinned
 from tessera.reporting.report import machines_table, summary_of
 
@@ -97,7 +97,7 @@ def loss_over(
     longest = max((run.seconds for run in runs if math.isfinite(run.seconds)), default=0.0)
     second, unit = next(((n, u) for n, u in _UNITS if longest >= 2 * n), _UNITS[-1])
     over = _NAMES.get(axis, f"{unit} of steps")
-    figure, axes = axes_alone("nats per masked token, log scale", over, inches)
+    figure, axes = axes_alone(f"nats per {predicted_tokens(runs)} token, log scale", over, inches)
     ends = []
     for number, run in enumerate(runs):
         places = _places(run, axis, operations.get(run.name, math.nan), second)

@@ -208,5 +208,6 @@ def _number(content: Mapping[str, Any], name: str) -> float:
 
 
 def _score(scores: Mapping[str, Any], name: str) -> float:
-    nothing = name not in scores or scores.get("masked_tokens") == 0
+    counted = scores.get("predicted_tokens", scores.get("masked_tokens"))
+    nothing = name not in scores or counted == 0
     return _MISSING if nothing else _number(scores, name)

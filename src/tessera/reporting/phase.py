@@ -17,9 +17,9 @@ class Evaluation:
     tokens: float
     """Real tokens the phase had been trained on."""
     loss: dict[str, float]
-    """Per source, in nats per masked token."""
+    """Per source, in nats per token that is predicted."""
     accuracy: dict[str, float]
-    """Per source, the share of masked tokens that are guessed."""
+    """Per source, the share of them that is guessed."""
     seconds: float = math.nan
     """That it took; NaN in records from before it was noted."""
 
@@ -159,8 +159,15 @@ class Phase:
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()} if total > 0 else {}
 
+    @property
+    def causal(self) -> bool:
+        """Whether each token was predicted from those before it, and nothing was masked."""
+        return self.setting("train_data", "objective") == "causal"
+
     def masking_rates(self) -> list[float]:
-        """The configured share of ordinary tokens that training predicts, at first and at last."""
+        """The configured share of ordinary tokens that training masks, at first and at last."""
+        if self.causal:
+            return []
         rates = [self.setting("train_data", "masking", key) for key in ("rate", "final_rate")]
         return [float(rate) for rate in rates if isinstance(rate, int | float)]
 
@@ -174,6 +181,12 @@ class Phase:
             loss |= evaluation.loss
             accuracy |= evaluation.accuracy
         return Evaluation(tokens=self.evaluations[-1].tokens, loss=loss, accuracy=accuracy)
+
+
+def predicted_tokens(phases: Sequence[Phase]) -> str:
+    """What kind of tokens these phases predict, in a word: masked, next, or of both kinds."""
+    kinds = {phase.causal for phase in phases}
+    return "predicted" if len(kinds) > 1 else "next" if True in kinds else "masked"
 
 
 def source_names(phases: Sequence[Phase]) -> list[str]:

@@ -23,7 +23,7 @@ from tessera.reporting.canvas import (
     linear_scale,
     log_scale,
 )
-from tessera.reporting.phase import Evaluation, Phase, source_names
+from tessera.reporting.phase import Evaluation, Phase, predicted_tokens, source_names
 from tessera.reporting.spikes import unusual
 
 SMOOTHED_SHARE = 0.02
@@ -37,7 +37,8 @@ _MOST_MARKERS = 30
 
 def loss_figure(phases: Sequence[Phase], inches: float = WIDE_INCHES) -> Figure | None:
     """Training loss, raw and smoothed, with the validation loss of every source."""
-    canvas = blank(phases, "nats per masked token, log scale", inches, 3.5 + 0.1 * inches)
+    unit = f"nats per {predicted_tokens(phases)} token, log scale"
+    canvas = blank(phases, unit, inches, 3.5 + 0.1 * inches)
     end = _noisy(canvas, lambda phase: _positive(phase.column("loss")))
     _mark(canvas, "loss")
     ends = _sources(canvas, lambda evaluation: evaluation.loss)
@@ -50,8 +51,8 @@ def loss_figure(phases: Sequence[Phase], inches: float = WIDE_INCHES) -> Figure 
 
 
 def accuracy_figure(phases: Sequence[Phase]) -> Figure | None:
-    """The share of masked validation tokens that are guessed, per source."""
-    canvas = blank(phases, "of masked tokens")
+    """The share of predicted validation tokens that are guessed, per source."""
+    canvas = blank(phases, f"of {predicted_tokens(phases)} tokens")
     ends = _sources(canvas, lambda evaluation: evaluation.accuracy)
     if not ends:
         return None

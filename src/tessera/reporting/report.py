@@ -19,7 +19,7 @@ from tessera.reporting.canvas import (
 )
 from tessera.reporting.html import document, save_button
 from tessera.reporting.metrics import read_chain
-from tessera.reporting.phase import Phase, source_names
+from tessera.reporting.phase import Phase, predicted_tokens, source_names
 
 _SMOOTHED = (
     f"the mean over {plots.SMOOTHED_SHARE:.0%} of a phase's steps, {plots.FEWEST_SMOOTHED} at least"
@@ -154,7 +154,8 @@ def _loss(phases: Sequence[Phase]) -> str:
 def _masking(phases: Sequence[Phase]) -> str:
     """Why training and validation loss are not at the same height, if they are not."""
     trained = {rate for phase in phases for rate in phase.masking_rates()}
-    validated = {phase.setting("evaluation", "masking_rate") for phase in phases} - {None}
+    masked = [phase for phase in phases if not phase.causal]
+    validated = {phase.setting("evaluation", "masking_rate") for phase in masked} - {None}
     if not trained or not validated or trained == validated:
         return ""
     spans = [f"{100 * rate:.3g}%" for rate in sorted({min(trained), max(trained)})]
@@ -168,7 +169,11 @@ def _masking(phases: Sequence[Phase]) -> str:
 def _curves(phases: Sequence[Phase]) -> str:
     smoothed = f"Pale: every step. Line: {_SMOOTHED}."
     figures = [
-        ("Validation accuracy", plots.accuracy_figure, "How many masked tokens the model guesses."),
+        (
+            "Validation accuracy",
+            plots.accuracy_figure,
+            f"How many {predicted_tokens(phases)} tokens the model guesses.",
+        ),
         ("Loss by position", plots.position_figure, _POSITION),
         ("What context is worth", plots.context_figure, _CONTEXT),
         ("Names recalled", plots.recall_figure, _RECALL),

@@ -7,7 +7,7 @@ import numpy as np
 
 from tessera.quantities import NOTHING, Duration, short_number, short_time
 from tessera.reporting import spikes
-from tessera.reporting.phase import Phase, source_names
+from tessera.reporting.phase import Phase, predicted_tokens, source_names
 
 Row = tuple[str, list[str]]
 """What is measured, and its value in each phase as text; none above a group of indented rows."""
@@ -27,6 +27,7 @@ def rows(phases: Sequence[Phase]) -> list[Row]:
     found = [
         row("tokens", lambda phase: short_number(phase.tokens)),
         row("steps", lambda phase: f"{phase.steps:,}"),
+        *([row("objective", _objective)] if any(phase.causal for phase in phases) else []),
         row("time in steps", lambda phase: short_time(phase.seconds)),
         *([("validation loss", [])] if any(phase.evaluations for phase in phases) else []),
         *(row(f"  {name}", loss(name)) for name in source_names(phases)),
@@ -71,12 +72,14 @@ def sentences(phases: Sequence[Phase]) -> list[str]:
     for name in names:
         scores.append(f"{losses[name]:.2f} on {name}")
         if math.isfinite(accuracies.get(name, math.nan)):
-            guessed = " of the masked tokens guessed" if len(scores) == 1 else ""
+            guessed = f" of the {predicted_tokens(phases[-1:])} tokens guessed"
+            guessed = guessed if len(scores) == 1 else ""
             scores[-1] += f" ({accuracies[name]:.0%}{guessed})"
+    kind = "Causal validation loss" if phases[-1].causal else "Validation loss"
     if len(losses) > _MOST_NAMED:
-        said.append(f"Validation loss ends between {listed(scores)}.")
+        said.append(f"{kind} ends between {listed(scores)}.")
     elif scores:
-        said.append(f"Validation loss ends at {listed(scores)}.")
+        said.append(f"{kind} ends at {listed(scores)}.")
 
     fill = _average([phase.fill for phase in phases], [phase.tokens for phase in phases])
     wait = _average([phase.wait_share for phase in phases], [phase.seconds for phase in phases])
@@ -88,6 +91,13 @@ def sentences(phases: Sequence[Phase]) -> list[str]:
 def notes(phases: Sequence[Phase]) -> list[str]:
     """What a reader of the numbers should know about the records, one sentence each."""
     found = []
+    causal = [phase.name for phase in phases if phase.causal]
+    if causal and len(causal) < len(phases):
+        found.append(
+            f"{listed(causal)}: loss and accuracy are of next tokens (train_data.objective: "
+            "causal), and not to be compared with those of masked tokens in the other "
+            f"{'phase' if len(phases) - len(causal) == 1 else 'phases'}."
+        )
     for phase in phases:
         remarks = [*spikes.remarks(phase), *phase.notes, *_unfinished(phase)]
         lost = int((~np.isfinite(phase.column("loss"))).sum())
@@ -113,6 +123,10 @@ def number(value: float, form: str) -> str:
 def listed(items: Sequence[str]) -> str:
     """The items in one phrase: 'one, two and three'."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def _objective(phase: Phase) -> str:
+    return "causal" if phase.causal else "masked"
 
 
 def _unfinished(phase: Phase) -> list[str]:

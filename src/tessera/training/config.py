@@ -114,7 +114,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Masked-LM loss and accuracy per source on the validation splits, masks fixed for all time."""
+    """Masked-LM loss and accuracy per source on the validation splits, masks fixed for all time.
+
+    A causal phase (`train_data.objective`) has the causal loss on the same rows.
+    """
 
     interval: Duration | None = None
     """Time between evaluations; null evaluates only at the end of the phase."""
@@ -338,6 +341,10 @@ class RunConfig:
         "max_length": "train_data.max_seq_len",
         "max_seq_length": "train_data.max_seq_len",
         "mlm_probability": "train_data.masking.rate",
+        "objective": "train_data.objective: masked or causal",
+        "causal": "train_data.objective: causal",
+        "mlm": "train_data.objective: masked or causal",
+        "is_causal": "train_data.objective: causal",
         "output_dir": "run_folder",
         "save_folder": "run_folder",
         "save_steps": "checkpoints.interval, such as 1000ba",
@@ -519,6 +526,11 @@ class RunConfig:
         probes = self.evaluation.probes
         if probes is None:
             return []
+        if self.train_data.causal:
+            return [
+                "evaluation.probes: ask for masked tokens, which a phase whose "
+                "train_data.objective is causal has none of; set them to null in this phase"
+            ]
         found = []
         interval = probes.interval or self.evaluation.interval
         if interval is None and not self.evaluation.at_end:

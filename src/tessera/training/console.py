@@ -60,19 +60,22 @@ class ProgressLines:
         rate = sum(n for _, n in self._recent) / max(1e-9, sum(s for s, _ in self._recent))
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
         loss += " (skipped)" if record.get("skipped") else ""
+        causal = "causal " * (record.get("objective") == "causal")
         say(
             f"{self._name}  {short_number(done)} of {short_number(total)} {self._duration.unit} "
-            f"({min(1.0, done / total):.0%})  step {record['step']}  loss {loss}  "
-            f"lr {_rate(record)}  {short_number(record['tokens_per_second'])} tok/s  "
+            f"({min(1.0, done / total):.0%})  step {record['step']}  "
+            f"{causal}loss {loss}  lr {_rate(record)}  "
+            f"{short_number(record['tokens_per_second'])} tok/s  "
             f"{short_time(max(0.0, total - done) / rate)} left"
         )
 
     def _evaluation(self, record: JsonObject) -> None:
+        causal = "causal " * (record.get("objective") == "causal")
         for source, score in record["sources"].items():
             loss = "not finite" if score["loss"] is None else f"{score['loss']:.4f}"
             say(
                 f"{self._name}  evaluation at step {record['step']}  {source}: "
-                f"loss {loss}  accuracy {score['accuracy']:.1%}"
+                f"{causal}loss {loss}  accuracy {score['accuracy']:.1%}"
             )
 
     def _probes(self, record: JsonObject) -> None:

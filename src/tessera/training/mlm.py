@@ -1,4 +1,8 @@
-"""The encoder as Composer trains it: what a microbatch is, and what its loss counts for."""
+"""The encoder as Composer trains it: what a microbatch is, and what its loss counts for.
+
+In a causal phase the encoder is causal, the predicted tokens are the next ones, and all else is the
+same: what is called masked here is what is predicted.
+"""
 
 from collections.abc import Callable, Iterable
 

@@ -22,7 +22,8 @@ class NextStep:
     lr: float
     rows: int
     """Of the global batch."""
-    masking_rate: float
+    masking_rate: float | None
+    """None where nothing is masked."""
     steps_left: int | None
     """This one included, about; None where the duration is counted in documents."""
 
@@ -35,14 +36,14 @@ def next_step(config: RunConfig, progress: Mapping[str, Any], rows_before: int) 
         progress: what the checkpoint says was done.
         rows_before: rows of all the batches so far.
     """
-    row_tokens = config.train_data.row_tokens
+    data, row_tokens = config.train_data, config.train_data.row_tokens
     rows = BatchPlan.of(config.batch, row_tokens).rows_at(rows_before)
     left = config.duration.value - progress[config.duration.counted]
     each = {"tok": rows * row_tokens, "ba": 1}.get(config.duration.unit)
     return NextStep(
         lr=next_rate(config, progress),
         rows=rows,
-        masking_rate=rate_at(config.train_data.masking, rows_before, row_tokens),
+        masking_rate=None if data.causal else rate_at(data.masking, rows_before, row_tokens),
         steps_left=-(-left // each) if each else None,
     )
 
@@ -81,7 +82,7 @@ def describe_change(
         parts.append(f"lr {was.lr:.4g} -> {now.lr:.4g}")
     if was.rows != now.rows:
         parts.append(f"a batch of {was.rows} -> {now.rows} rows")
-    if was.masking_rate != now.masking_rate:
+    if was.masking_rate != now.masking_rate and None not in (was.masking_rate, now.masking_rate):
         parts.append(f"masks {was.masking_rate:.4g} -> {now.masking_rate:.4g} of the tokens")
     if was.steps_left != now.steps_left and None not in (was.steps_left, now.steps_left):
         parts.append(f"about {was.steps_left:,} -> {now.steps_left:,} steps to go")

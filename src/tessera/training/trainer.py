@@ -105,7 +105,7 @@ def build_trainer(
     evaluator = Evaluator(
         interval=config.evaluation.interval,
         at_end=config.evaluation.at_end,
-        masking_rate=config.evaluation.masking_rate,
+        masking_rate=validation_rate(config),
         train_step=train_step,
         model=model,
         sources=validation_sources(config, tokenizer),
@@ -219,8 +219,13 @@ def build_encoder(
     """
     dtype = matrix_dtype(config, device)
     backend = choose(config.compute.attention, torch.device(device), dtype, config.model.head_size)
-    say(f"{config.name}: attention by {backend}")
-    encoder = ShardableEncoder(config.model, attention=backend, z_loss=config.z_loss)
+    say(f"{config.name}: attention by {backend}" + ", causal" * config.train_data.causal)
+    encoder = ShardableEncoder(
+        config.model,
+        attention=backend,
+        z_loss=config.z_loss,
+        causal=config.train_data.causal,
+    )
     encoder.initialize(config.seed)
     tiles = config.initial_weights
     if tiles is not None and origin is not None:
@@ -292,7 +297,7 @@ def validation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
                 name,
                 tokenizer,
                 vocab_size=config.model.vocab_size,
-                masking_rate=config.evaluation.masking_rate,
+                masking_rate=validation_rate(config),
                 max_tokens=config.evaluation.max_tokens,
                 seed=config.seed,
                 rank=distributed.rank(),
@@ -300,6 +305,11 @@ def validation_sources(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Bat
             )
             next(iter(found[name]()), None)
     return found
+
+
+def validation_rate(config: RunConfig) -> float | None:
+    """Share of the ordinary validation tokens that are masked; None if the next ones are asked."""
+    return None if config.train_data.causal else config.evaluation.masking_rate
 
 
 def build_probes(

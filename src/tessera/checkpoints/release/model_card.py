@@ -23,6 +23,17 @@ _INTENDED = (
     "retrieval or similarity of texts like those under Data. It generates no text, and is no "
     "embedding model before it is trained as one."
 )
+_TAGS: dict[str, Any] = {
+    "pipeline_tag": "fill-mask",
+    "tags": ["modernbert", "fill-mask", "masked-lm"],
+}
+_CAUSAL_TAGS: dict[str, Any] = {"tags": ["modernbert"]}
+_NOT_TO_USE = (
+    "## Use\n\nNot as it is. Its last phase was causal: each token was predicted from those before "
+    "it. `transformers` reads these weights as a ModernBERT, which attends both ways; that is not "
+    "what they have learned, and neither masks filled nor vectors are worth anything. Train a "
+    "masked phase that starts here, and use what comes of it."
+)
 _LIMITS = (
     "It repeats what its texts say and leave out, false and unfair statements among it. Texts of "
     "other languages and kinds, and documents longer than its longest training segment, are read "
@@ -83,17 +94,21 @@ def model_card(
         **({"license": license} if license else {}),
         **({"language": list(about.languages)} if about.languages else {}),
         "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
-        "tags": ["modernbert", "fill-mask", "masked-lm"],
-        "mask_token": mask_token,
+        **(_CAUSAL_TAGS if checkpoint.causal else _TAGS | {"mask_token": mask_token}),
     }
     if index := model_index(name, about.results):
         head["model-index"] = index
     settings, progress = checkpoint.run_config, checkpoint.progress
     sections = [
         f"# {name}\n\n{_what_it_is(checkpoint, about)}",
-        _usage(name, repository, mask_token, about),
-        "## Intended use\n\n" + _INTENDED,
+        *(
+            [_NOT_TO_USE]
+            if checkpoint.causal
+            else [
+                _usage(name, repository, mask_token, about),
+                "## Intended use\n\n" + _INTENDED,
+            ]
+        ),
         "## Language\n\n" + _language(about),
         "## Model\n\n" + _table(_model_facts(checkpoint)),
         "## Where training stands\n\n" + _table(_position(checkpoint)),
@@ -104,7 +119,7 @@ def model_card(
         ),
         "## Recipe\n\n" + (_recipe(settings) or "Not recorded in the checkpoint."),
         "## Data\n\n" + (_mixture(settings, progress) or "Not recorded in the checkpoint."),
-        "## Evaluation\n\n" + _evaluation(scores, about.results),
+        "## Evaluation\n\n" + _evaluation(scores, about.results, checkpoint.causal),
         "## Limits\n\n" + _LIMITS,
         *(["## Hardware\n\n" + _hardware(about.machines)] * bool(about.machines)),
         "## Versions\n\n" + _table(_versions(progress)),
@@ -124,8 +139,7 @@ def index_card(
     head = {
         **({"license": license} if license else {}),
         "library_name": "transformers",
-        "pipeline_tag": "fill-mask",
-        "tags": ["modernbert", "fill-mask", "masked-lm"],
+        **_TAGS,
     }
     rows = [
         [
@@ -138,6 +152,10 @@ def index_card(
         for entry in entries
     ]
     titles = ["revision", "steps", "tokens of the phase", "learning rate", "validation loss"]
+    if any("objective" in entry for entry in entries):
+        titles.append("objective")
+        for row, entry in zip(rows, entries, strict=True):
+            row.append(entry.get("objective", "masked"))
     if any("decayed" in entry for entry in entries):
         titles.append("decayed")
         for row, entry in zip(rows, entries, strict=True):
@@ -148,10 +166,20 @@ def index_card(
         f"# {repository or 'Checkpoints of a pretraining run'}\n\n"
         "Every checkpoint of a pretraining run, each a revision (a branch of the repository, a "
         f"folder of the local release). The newest is `{newest}`.\n\n{_grid(titles, rows)}\n\n"
+        f"{_causal_revisions(entries)}"
         "```python\nfrom transformers import AutoModelForMaskedLM\n"
         f"model = AutoModelForMaskedLM.from_pretrained({_named(newest, repository)})\n```\n\n"
         "Training continues from any of them: download the revision and name its folder as "
         "`start_from`. From one that has decayed it is better not to: its card names another.\n"
+    )
+
+
+def _causal_revisions(entries: Sequence[Mapping[str, Any]]) -> str:
+    if not any(entry.get("objective") == "causal" for entry in entries):
+        return ""
+    return (
+        "Revisions whose objective is causal are not to be used as they are: their losses are of "
+        "next tokens, and a masked phase has to follow before they are encoders.\n\n"
     )
 
 
@@ -178,6 +206,11 @@ def _usage(name: str, repository: str | None, mask_token: str, about: About) -> 
 
 def _what_it_is(checkpoint: Checkpoint, about: About) -> str:
     fallen = history.decayed(checkpoint)
+    if checkpoint.causal:
+        return (
+            "The weights of a ModernBERT after a causal phase, with the state to continue its "
+            "training from here. **They are no encoder yet: a masked phase has to follow.**"
+        )
     said = "A ModernBERT encoder, with the state to continue its training from here."
     if fallen is None:
         return said
@@ -267,7 +300,8 @@ def _position(checkpoint: Checkpoint) -> dict[str, Any]:
 def _phase(phase: Mapping[str, Any]) -> str:
     tokens = phase.get("tokens")
     count = f"{tokens:,}" if isinstance(tokens, int) else "an unknown number"
-    return f"{count} in {phase.get('phase')}"
+    causal = ", causal," * (phase.get("objective") == "causal")
+    return f"{count} in {phase.get('phase')}{causal}"
 
 
 def _continuation(checkpoint: Checkpoint, name: str, about: About) -> str:
@@ -309,7 +343,8 @@ def _recipe(settings: Mapping[str, Any]) -> str:
     }
     data = settings.get("train_data")
     if isinstance(data, Mapping):
-        for key in ("max_seq_len", "row_tokens", "masking"):
+        causal = data.get("objective") == "causal"
+        for key in ("max_seq_len", "row_tokens", "objective" if causal else "masking"):
             if data.get(key) is not None:
                 facts[key] = _settings(data[key])
     return _table(facts) if facts else ""
@@ -336,17 +371,20 @@ def _mixture(settings: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
     return _grid(titles, rows)
 
 
-def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
+def _scores(scores: Mapping[str, Mapping[str, Any]], causal: bool) -> str:
     rows = [
         [source, _number(score.get("loss")), _percent(score.get("accuracy"))]
         for source, score in scores.items()
     ]
-    titles = ["source", "masked-LM loss (nats)", "accuracy"]
+    kind = "next-token loss" if causal else "masked-LM loss"
+    titles = ["source", f"{kind} (nats)", "accuracy"]
     return _grid(titles, rows) if rows else ""
 
 
-def _evaluation(scores: Mapping[str, Mapping[str, Any]], results: Sequence[Result]) -> str:
-    parts = [_scores(scores) or "Not evaluated at this step."]
+def _evaluation(
+    scores: Mapping[str, Mapping[str, Any]], results: Sequence[Result], causal: bool
+) -> str:
+    parts = [_scores(scores, causal) or "Not evaluated at this step."]
     if results:
         rows = [
             [

@@ -137,6 +137,7 @@ def _release_one(
             "lr": checkpoint.learning_rate,
             "validation_loss": losses,
             "decayed": history.decayed(checkpoint),
+            **({"objective": "causal"} if checkpoint.causal else {}),
             "source": source,
         }
         _write_card(

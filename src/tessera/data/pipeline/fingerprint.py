@@ -29,6 +29,7 @@ _CONSEQUENCES = {
     "waiting_pieces": "rows after this one differ from those of the run so far; "
     "no document is lost",
     "tokenizer": "token ids would mean other tokens than those trained on",
+    "objective": "a phase has one objective, and its losses would be of two kinds",
     "masking": "masks differ from those the run would have had; no document is lost",
 }
 _OTHER_DOCUMENTS = (
@@ -38,7 +39,7 @@ _SOURCES = "sources."
 _WEIGHT = ".weight"
 _MASKING = "masking."
 _WORD_TOKENS = "masking.most_word_tokens"
-_NEVER_ALLOWED = ("lanes", "canonical_nodes")
+_NEVER_ALLOWED = ("lanes", "canonical_nodes", "objective")
 _PLAIN_KEYS = [key for key in _CONSEQUENCES if key not in ("seed", "tokenizer", "masking")]
 assert {MIXTURE, *_CONSEQUENCES} == {*_NEVER_ALLOWED, *MAY_CHANGE}
 
@@ -122,11 +123,12 @@ def check_fingerprint(
     lines += [f"  {line}" for line in mixture if of_mixture & set(refused)]
     lines.append("Set them back to continue exactly. Or start a new phase with `start_from`, whose")
     lines.append("data begin anew.")
-    if overridable := [key for key in refused if key not in _NEVER_ALLOWED]:
+    fixed = [key for key in refused if key in _NEVER_ALLOWED]
+    if overridable := [key for key in refused if key not in fixed]:
         asked = [MIXTURE if key in of_mixture else _section(key) for key in overridable]
         lines.append(
             f"Or accept this with train_data.allow_changed: [{', '.join(dict.fromkeys(asked))}]"
-            + (", which cannot excuse lanes and canonical_nodes." if overridable != refused else "")
+            + (f", which cannot excuse {', '.join(fixed)}." if fixed else "")
         )
     raise ValueError("\n".join(lines))
 

@@ -183,7 +183,7 @@ def _lane_rows(recipe: Recipe, number: int, streams: list[Stream], lane: Lane) -
         if any(row in rows for rows in skipped):
             continue
         draws.begin("masks", recipe.seed, row)
-        rate = rate_at(config.masking, row, config.row_tokens)
+        rate = None if config.causal else rate_at(config.masking, row, config.row_tokens)
         yield make_row(row, number, pieces, after, streams, recipe.form, rate=rate, draws=draws)
 
 

@@ -1,4 +1,4 @@
-"""One packed and masked row, as it travels from the process that makes it to the trainer."""
+"""One packed row and what it predicts, as it travels from the process that makes it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 
 from tessera.data.config import DataConfig
 from tessera.data.digest import row_digest
+from tessera.data.pipeline.causal import next_tokens
 from tessera.data.pipeline.masking import Vocabulary, mask, vocabulary
 from tessera.data.pipeline.pieces import Piece, PieceId
 from tessera.data.pipeline.state import LaneState
@@ -27,9 +28,9 @@ class Row:
     ends: np.ndarray
     """(n,) int32: where each segment ends, padding segments included."""
     positions: np.ndarray
-    """(M,) int32: which slots are predicted."""
+    """(M,) int32: the slots that predict something."""
     labels: np.ndarray
-    """(M,) as ids: the tokens that were there."""
+    """(M,) as ids: what they are to predict: the token that was there, or the next one."""
     tokens: int
     """Slots that are not padding."""
     documents: int
@@ -86,7 +87,9 @@ def row_format(config: DataConfig, tokenizer: Tokenizer, vocab_size: int) -> Row
         sep_id=np.array([tokenizer.sep_id], dtype),
         pad_id=np.array([tokenizer.pad_id], dtype),
         vocab_size=vocab_size,
-        vocabulary=vocabulary(tokenizer, whole_words=config.masking.whole_words),
+        vocabulary=vocabulary(
+            tokenizer, whole_words=config.masking.whole_words and not config.causal
+        ),
         spans=config.masking.spans,
     )
 
@@ -119,10 +122,10 @@ def make_row(
     streams: Sequence[Stream],
     form: RowFormat,
     *,
-    rate: float,
+    rate: float | None,
     draws: Draws,
 ) -> Row:
-    """Lay out and mask one row.
+    """Lay out one row, and mask it at a rate, or have each token predict the next if that is None.
 
     Raises:
         ValueError: If a document holds a token the model does not know, naming the document.
@@ -130,21 +133,24 @@ def make_row(
     ids, ends, tokens = lay_out(pieces, form)
     if int(ids.max()) >= form.vocab_size:
         raise ValueError(unknown_token(pieces, streams, form.vocab_size))
-    masked, positions, labels = mask(ids, form.vocabulary, rate, draws, spans=form.spans)
+    if rate is None:
+        positions, labels = next_tokens(ids, ends, form.vocabulary.ordinary)
+    else:
+        ids, positions, labels = mask(ids, form.vocabulary, rate, draws, spans=form.spans)
     source_tokens = [0] * len(streams)
     for piece in pieces:
         source_tokens[piece.id[0]] += piece.tokens
     return Row(
         number=number,
         lane=lane,
-        ids=masked,
+        ids=ids,
         ends=ends,
         positions=positions,
         labels=labels,
         tokens=tokens,
         documents=len(pieces),
         source_tokens=tuple(source_tokens),
-        digest=row_digest(number, ends, masked, positions, labels),
+        digest=row_digest(number, ends, ids, positions, labels),
         state=state,
         pieces=tuple(piece.id for piece in pieces),
     )

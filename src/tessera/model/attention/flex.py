@@ -15,9 +15,7 @@ from tessera.model.attention.packing import Packing, documents_of
 _BLOCK = 128
 
 
-def prepare(
-    cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False
-) -> BlockMask:
+def prepare(cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False) -> BlockMask:
     """The mask of one kind of layers: which blocks to visit, and which to mask inside.
 
     Computed from the documents at either end of each block, without ever holding a (T, T) mask,

@@ -33,9 +33,7 @@ def missing(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
     return None
 
 
-def prepare(
-    cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False
-) -> Tensor:
+def prepare(cu_seqlens: Tensor, tokens: int, window: int | None, causal: bool = False) -> Tensor:
     """The documents' boundaries on the host: the one sync this backend needs on a GPU."""
     return any_number(cu_seqlens.cpu())
 
@@ -117,8 +115,9 @@ class _Plan:
     """Added to the scores of query i and key j - window: 0 within reach, else -inf."""
 
     def hides(self, tile: _Tile) -> tuple[Tensor | None, bool]:
-        """What is added to a tile's scores, or None; whether instead a key hides from queries
-        before it, which kernels know how to do without computing it.
+        """What is added to a tile's scores, or None; and whether they are causal from its corner.
+
+        The latter kernels know by themselves, and do not compute what they would hide.
         """
         whole = self.band is None or tile.keys <= self.window + 1
         if self.causal and whole:

@@ -69,6 +69,8 @@ class RunRecord(Callback):
             "phases_before": self.phases_before,
             "probes_owed": self.probes is not None and self.probes.owed,
         }
+        if self.config.train_data.causal:
+            progress["objective"] = "causal"
         record = {
             "model_config": to_plain(self.config.model),
             "tokenizer_files": self.tokenizer.files,

@@ -1,4 +1,4 @@
-"""Masked-LM loss and accuracy per source: fixed documents, fixed masks, one vote per token."""
+"""Loss and accuracy per source, masked or causal: fixed documents and masks, a vote per token."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.model.scoring import scores
 from tessera.quantities import Duration
 from tessera.training import distributed
-from tessera.training.callbacks.progress import Marks, finite_or_none
+from tessera.training.callbacks.progress import Marks, counted_as, finite_or_none
 from tessera.training.callbacks.train_step import TrainStep
 from tessera.training.loggers import Sinks
 from tessera.training.mlm import MaskedLanguageModel
@@ -94,7 +94,8 @@ class Measurement(Callback):
 class Evaluator(Measurement):
     """Loss and accuracy of every source."""
 
-    masking_rate: float
+    masking_rate: float | None
+    """Of the batches of `sources`; None where each token is predicted from those before it."""
     sources: dict[str, Batches]
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -110,10 +111,15 @@ class Evaluator(Measurement):
             "kind": "evaluation",
             "step": self.train_step.clock.steps,
             "tokens": self.train_step.clock.tokens,
-            "masking_rate": self.masking_rate,
+            **({"objective": "causal"} if self.causal else {"masking_rate": self.masking_rate}),
             "sources": scores,
             "seconds": time.monotonic() - begin,
         }
+
+    @property
+    def causal(self) -> bool:
+        """Whether the next token is predicted."""
+        return self.masking_rate is None
 
     def _score(self, state: State, batches: Iterable[PackedBatch]) -> JsonObject:
         own = list(batches)
@@ -127,7 +133,7 @@ class Evaluator(Measurement):
         return {
             "loss": finite_or_none(mean),
             "accuracy": math.fsum(rights) / every,
-            "masked_tokens": sum(maskeds),
+            counted_as(self.causal): sum(maskeds),
             "tokens": sum(counts),
         }
 

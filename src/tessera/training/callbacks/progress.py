@@ -188,6 +188,11 @@ def whole(shares: Sequence[Share]) -> Step:
     )
 
 
+def counted_as(causal: bool) -> str:
+    """What a record calls the number of tokens that were predicted."""
+    return "predicted_tokens" if causal else "masked_tokens"
+
+
 def finite_or_none(value: float) -> float | None:
     """JSON knows no NaN and no infinity."""
     return value if math.isfinite(value) else None

@@ -19,11 +19,17 @@ from torch.optim import Optimizer
 
 from tessera.batch import PackedBatch, RankBatch
 from tessera.model.compilation import graphs_compiled
-from tessera.model.config import ModelConfig
 from tessera.model.flops import training_flops
 from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
 from tessera.training import distributed
-from tessera.training.callbacks.progress import Clock, Step, finite_or_none, share_of, whole
+from tessera.training.callbacks.progress import (
+    Clock,
+    Step,
+    counted_as,
+    finite_or_none,
+    share_of,
+    whole,
+)
 from tessera.training.callbacks.spikes import (
     SpikeError,
     SpikeGuard,
@@ -99,7 +105,7 @@ class TrainStep(Callback):
             self.batch,
             loss_sum=sum(each),
             grad_norm=norm,
-            flops=sum(_flops(self.config.model, m) for m in self.batch.microbatches),
+            flops=sum(_flops(self.config, m) for m in self.batch.microbatches),
             stop_signal=self.stop_signal(),
         )
         self.step = whole(distributed.gather_in_step(share))
@@ -155,6 +161,8 @@ class TrainStep(Callback):
             self.peak_flops = done
             self.on_peak(done)
         peak = self.peak_flops * world_size
+        causal = self.config.train_data.causal
+        masked = {"mask_rate": step.masked_tokens / max(1, step.tokens)}
         return {
             "kind": "step",
             "step": self.clock.steps,
@@ -162,8 +170,8 @@ class TrainStep(Callback):
             "total_documents": self.clock.documents,
             "loss": finite_or_none(step.loss),
             "step_tokens": step.tokens,
-            "masked_tokens": step.masked_tokens,
-            "mask_rate": step.masked_tokens / max(1, step.tokens),
+            counted_as(causal): step.masked_tokens,
+            **({"objective": "causal"} if causal else masked),
             "rows": len(step.rows),
             "first_row": int(step.rows[0]),
             "documents": step.documents,
@@ -186,9 +194,10 @@ class TrainStep(Callback):
         }
 
 
-def _flops(config: ModelConfig, batch: PackedBatch) -> float:
-    real = batch.tokens / batch.input_ids.numel()
-    return real * training_flops(config, batch.cu_seqlens.diff(), batch.masked_tokens / real)
+def _flops(config: RunConfig, batch: PackedBatch) -> float:
+    real, lengths = batch.tokens / batch.input_ids.numel(), batch.cu_seqlens.diff()
+    causal = config.train_data.causal
+    return real * training_flops(config.model, lengths, batch.masked_tokens / real, causal=causal)
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tessera import fetch
 from tessera.config import ConfigError, decode
-from tessera.data.config import SourceConfig
+from tessera.data.config import MaskingConfig, SourceConfig
 from tessera.data.sources.source import Documents
 from tessera.data.supply import Reading, readings
 from tessera.files import JsonObject
@@ -24,7 +24,7 @@ from tessera.quantities import Duration, short_number
 from tessera.schema import Section
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from tessera.tokenizer.extension import not_an_extension
-from tessera.training.config import LinearProbeConfig, RunConfig
+from tessera.training.config import EvaluationConfig, LinearProbeConfig, RunConfig
 from tessera.training.preflight.sources import (
     linear_probe_problems,
     one_document_is_all,
@@ -90,7 +90,7 @@ def examine(
             f"model.vocab_size: {config.model.vocab_size} rows cannot hold the {tokenizer.size} "
             f"tokens of {config.tokenizer}; use {-(-tokenizer.size // 64) * 64}"
         )
-    whole_words = config.train_data.masking.whole_words
+    whole_words = config.train_data.masking.whole_words and not config.train_data.causal
     if whole_words and tokenizer is not None and tokenizer.word_starts is None:
         found.append(
             f"train_data.masking.whole_words: the tokens of {config.tokenizer} do not show where a "
@@ -199,7 +199,7 @@ def _place(named: object) -> str | None:
 
 def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str]:
     """Values that are allowed, and hardly meant."""
-    found = []
+    found = _without_masks(config) if config.train_data.causal else []
     if config.optimizer.lr > MOST_RATE:
         found.append(
             f"optimizer.lr: {config.optimizer.lr:g} is far above what trains (the recipe's peak is "
@@ -245,6 +245,25 @@ def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str
             f"{-(-tokenizer.size // 64) * 64} would do"
         )
     return found
+
+
+def _without_masks(config: RunConfig) -> list[str]:
+    """What is set, and says nothing in a phase that masks nothing."""
+    masking, plain = config.train_data.masking, MaskingConfig()
+    keys = [
+        f"train_data.masking.{one.name}"
+        for one in fields(masking)
+        if getattr(masking, one.name) != getattr(plain, one.name)
+    ]
+    if config.evaluation.masking_rate != EvaluationConfig.masking_rate:
+        keys.append("evaluation.masking_rate")
+    if not keys:
+        return []
+    says = "says" if len(keys) == 1 else "say"
+    return [
+        f"{', '.join(keys)}: {says} nothing here, where train_data.objective is causal and nothing "
+        "is masked; leave out of this phase, or at the default"
+    ]
 
 
 def _cache_problems(config: RunConfig) -> list[str]:
