@@ -5,8 +5,10 @@
     python benchmarks/options.py --only muon --tokens 1_000_000 --threads 2
     python benchmarks/options.py --try 'wide=model.hidden_size=256 model.num_attention_heads=8'
 
-Runs of one seed read the same rows. What is finished is kept in `--runs` and not done again. A
-difference is the mean over seeds of an option's loss less the recipe's, with its standard error.
+`A >> B` is a run in two phases: A for a quarter of the tokens, then B, which starts from it and
+goes on with the rows after it. Runs of one seed read the same rows, and as many tokens. What is
+finished is kept in `--runs` and not done again. A difference is the mean over seeds of an option's
+loss less the recipe's, with its standard error.
 """
 
 import argparse
@@ -34,8 +36,11 @@ OPTIONS = {
     "spans": "train_data.masking.spans=true",
     "qk-norm": "model.qk_norm=true",
     "twice the rate": "optimizer.lr=3e-3",
+    "causal detour": "train_data.objective=causal >> train_data.objective=masked",
 }
 """Overrides of the demo's phase 1, by what they are called."""
+FIRST = 0.25
+"""The first phase's share of the tokens; the batch grows, and the rate rises, in it alone."""
 
 Losses = dict[str, float]
 """Of validation, by source."""
@@ -82,11 +87,25 @@ def main() -> int:
 
 def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
     """Validation losses at the end of a run, which is done if it is not there."""
+    growth = f"batch.warmup.over={tokens // 4}tok schedule.warmup={tokens // 12}tok"
+    first, two, second = overrides.partition(" >> ")
+    if not two:
+        return one_phase(folder, f"{growth} {overrides}", seed, tokens, threads)
+    before = folder.with_name(f"{folder.name}-first")
+    one_phase(before, f"{growth} {first}", seed, int(FIRST * tokens), threads)
+    steps = [record for record in records_of(before) if record["kind"] == "step"]
+    done, rows = steps[-1]["tokens"], sum(step["rows"] for step in steps)
+    onward = f"start_from={before} train_data.skip_rows=[0-{rows - 1}] batch.warmup=null"
+    onward += " schedule.warmup=0tok"
+    return one_phase(folder, f"{onward} {second}", seed, tokens - done, threads)
+
+
+def one_phase(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
+    """Validation losses at the end of a phase, which is done if it is not there."""
     if (losses := last_losses(folder, tokens)) is not None:
         return losses
-    warmup = f"batch.warmup.over={tokens // 4}tok schedule.warmup={tokens // 12}tok"
     rest = "evaluation.interval=null evaluation.at_end=true checkpoints.interval=null"
-    settings = f"{warmup} {rest} {overrides}".format(tokens=tokens).split()
+    settings = f"{rest} {overrides}".format(tokens=tokens).split()
     settings += [f"run_folder={folder}", f"duration={tokens}tok", f"seed={seed}"]
     done = subprocess.run(
         [sys.executable, "main.py", YAML, *settings],
@@ -103,13 +122,17 @@ def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) 
 
 def last_losses(folder: Path, tokens: int) -> Losses | None:
     """What a finished run ended with; None if it is not finished."""
+    ends = [r for r in records_of(folder) if r["kind"] == "evaluation" and r["tokens"] >= tokens]
+    return {name: one["loss"] for name, one in ends[-1]["sources"].items()} if ends else None
+
+
+def records_of(folder: Path) -> list[dict]:
+    """What a run recorded; nothing if it has not begun."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
     except FileNotFoundError:
-        return None
-    records = [json.loads(line) for line in lines]
-    ends = [r for r in records if r["kind"] == "evaluation" and r["tokens"] >= tokens]
-    return {name: one["loss"] for name, one in ends[-1]["sources"].items()} if ends else None
+        return []
+    return [json.loads(line) for line in lines]
 
 
 def mean(losses: Losses) -> float:

@@ -5,7 +5,8 @@
                 streams, pieces       one source as one lane reads it, cut to `max_seq_len`
                 mixture               the next piece comes from the source furthest behind its share
                 packing               waiting pieces -> the pieces of a full row
-                masking, rows         pieces -> ids, segment ends, masked positions, labels
+                masking, causal       which tokens are predicted, and what the model sees of them
+                rows                  pieces -> ids, segment ends, predicted positions, labels
                 lanes                 all of these, `lanes` times over; state after each row
                 workers               lanes in other processes, ahead of training
                 state, continuation   where all lanes stand; going on from there, changed or not
