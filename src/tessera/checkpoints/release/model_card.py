@@ -31,8 +31,8 @@ _CAUSAL_TAGS: dict[str, Any] = {"tags": ["modernbert"]}
 _NOT_TO_USE = (
     "## Use\n\nNot as it is. Its last phase was causal: each token was predicted from those before "
     "it. `transformers` reads these weights as a ModernBERT, which attends both ways; that is not "
-    "what they have learned, and neither masks filled nor vectors are worth anything. Train a "
-    "masked phase that starts here, and use what comes of it."
+    "what they have learned: do not fill masks with them, nor fine-tune them. Train a masked phase "
+    "that starts here, and use what comes of it."
 )
 _LIMITS = (
     "It repeats what its texts say and leave out, false and unfair statements among it. Texts of "
