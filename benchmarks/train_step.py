@@ -37,6 +37,7 @@ from workloads import (
     Workload,
     draw_workload,
     optimizer_name,
+    stored_lengths,
     tessera,
     transformers_variant,
 )
@@ -70,13 +71,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, help="of a document, in tokens; 512")
     parser.add_argument("--min-length", type=int, default=8)
     parser.add_argument(
-        "--lengths", choices=["log-normal", "uniform", "fixed"], default="log-normal"
+        "--lengths", choices=["log-normal", "uniform", "fixed", "shards"], default="log-normal"
     )
+    parser.add_argument("--config", default="yamls/demo/phase2.yaml", help="whose shards")
     parser.add_argument("--slots", type=int, help="token slots of a step; 8192 on a CPU")
     parser.add_argument("--attention", default="auto", help="a backend, 'auto', or 'all'")
     parser.add_argument("--no-compile", action="store_true", help="leave ours uncompiled on a GPU")
     parser.add_argument("--checkpoint", action="store_true", help="ours recomputes activations")
     parser.add_argument("--only-ours", action="store_true", help="leave transformers out")
+    parser.add_argument(
+        "--two-of-theirs", action="store_true", help="transformers' most common and best alone"
+    )
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4, help="timed steps per variant and round")
     parser.add_argument("--warm-up", type=int, default=3, help="steps of each variant before")
@@ -115,6 +120,8 @@ def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
     length = options.max_length or 512
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
+    stored = stored_lengths(options.config, length) if options.lengths == "shards" else None
+
     def workload(step: int) -> Workload:
         return draw_workload(
             vocab_size=config.vocab_size,
@@ -123,6 +130,7 @@ def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
             seed=step,
             lengths=options.lengths,
             min_length=options.min_length,
+            stored=stored,
         )
 
     entry: dict[str, Any] = {
@@ -221,7 +229,8 @@ def variants(
     kinds: list[dict[str, Any]] = [{}, {"sparse": True, "sorted_microbatches": 4}]
     if cuda and dict(survey(device))["flash-attn-2"] is None:
         kinds.append({"implementation": "flash_attention_2", "sparse": True})
-    kinds += [{"sparse": True}, {"sorted_microbatches": 4}]
+    if not options.two_of_theirs:
+        kinds += [{"sparse": True}, {"sorted_microbatches": 4}]
     return builds | {f"transformers, {kind}": theirs(kind) for kind in kinds}
 
 

@@ -45,7 +45,41 @@ class Workload:
         return sum(len(document) ** 2 for document in self.documents) / self.tokens
 
 
-Lengths = Literal["log-normal", "uniform", "fixed"]
+Lengths = Literal["log-normal", "uniform", "fixed", "shards"]
+
+
+@dataclass(frozen=True)
+class StoredLengths:
+    """How often segments of each length occur where shards are read."""
+
+    values: Tensor
+    """(k,) int64, tokens with [CLS] and [SEP]."""
+    counts: Tensor
+    """(k,) float."""
+
+
+def stored_lengths(config_path: str, max_length: int) -> StoredLengths:
+    """Those of a phase's training sources, mixed by their shares, cut at `max_length`.
+
+    Raises:
+        SystemExit: no shards of theirs are here.
+    """
+    from tessera.config import load
+    from tessera.data.pipeline.pieces import Cut
+    from tessera.data.supply import readings
+    from tessera.training.config import RunConfig
+
+    config = load(RunConfig, config_path)
+    found = torch.zeros(max_length + 1)
+    for reading in readings(config.train_data, config.batch, config.duration, None, {}):
+        if reading.supply.lengths is None or not reading.supply.tokens:
+            raise SystemExit(f"{config_path}: its shards are not here; prepare them first")
+        share = reading.share / reading.supply.tokens
+        for values, counts in Cut(max_length, split=True).segments(reading.supply.lengths.values):
+            each = torch.as_tensor(counts * reading.supply.lengths.documents * share)
+            found.index_add_(0, torch.as_tensor(values), each.float())
+    there = found.nonzero().squeeze(1)
+    return StoredLengths(there, found[there])
 
 
 def draw_workload(
@@ -56,12 +90,13 @@ def draw_workload(
     seed: int,
     lengths: Lengths = "log-normal",
     min_length: int = 8,
+    stored: StoredLengths | None = None,
 ) -> Workload:
     """Documents that fill `slots`, the last one cut.
 
     Their lengths are log-normal around a quarter of `max_length`, uniform between the two bounds,
-    or all of `max_length`. Each step gets other documents, so that nothing can be specialised to
-    them.
+    all of `max_length`, or drawn from the `stored` ones, cut at `max_length` already. Each step
+    gets other documents, so that nothing can be specialised to them.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen: list[int] = []
@@ -73,6 +108,8 @@ def draw_workload(
             length = int(math.exp(math.log(max_length / 4) + 0.9 * spread))
         elif lengths == "uniform":
             length = int(torch.randint(min_length, max_length + 1, (), generator=generator))
+        elif stored is not None:
+            length = int(stored.values[torch.multinomial(stored.counts, 1, generator=generator)])
         chosen.append(min(max(length, min_length), max_length, left))
         left -= chosen[-1]
     documents, labels = [], []
