@@ -1,4 +1,4 @@
-"""Muon against StableAdamW at equal tokens: phase 1 of the demo, on the same rows and masks.
+"""Muon against StableAdamW at equal tokens: the demo's text, on the same rows and masks.
 
     make demo && .venv/bin/python benchmarks/optimizers.py
 
@@ -11,7 +11,16 @@ from pathlib import Path
 
 from comparison import report, train
 
-YAMLS = {"StableAdamW": "yamls/demo/phase1.yaml", "Muon": "yamls/demo/muon.yaml"}
+RECIPE = "yamls/demo/recipe.yaml"
+OPTIMIZERS: dict[str, dict[str, object]] = {
+    "StableAdamW": {},
+    "Muon": {
+        "optimizer.name": "muon",
+        "optimizer.weight_decay": 0.01,
+        "optimizer.rest.lr": 3e-3,
+        "optimizer.rest.weight_decay": 0.01,
+    },
+}
 
 
 def main() -> None:
@@ -22,20 +31,20 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/demo/optimizers"))
     options = parser.parse_args()
     settings = {"duration": f"{options.tokens}tok"}
-    runs = {(name, lr): options.work / f"{name}-{lr:g}" for name in YAMLS for lr in options.lr}
+    runs = {(name, lr): options.work / f"{name}-{lr:g}" for name in OPTIMIZERS for lr in options.lr}
     trained = {
-        (name, lr): train(YAMLS[name], folder, settings | {"optimizer.lr": lr})
+        (name, lr): train(RECIPE, folder, settings | OPTIMIZERS[name] | {"optimizer.lr": lr})
         for (name, lr), folder in runs.items()
     }
     best = {
         name: min(options.lr, key=lambda lr: trained[name, lr][-1][1])  # noqa: B023
-        for name in YAMLS
+        for name in OPTIMIZERS
     }
     facts = {
         "what": "validation loss at equal tokens, phase 1 of the demo without a decay",
         "last_loss": {f"{name} {lr:g}": curve[-1][1] for (name, lr), curve in trained.items()},
     }
-    curves = {f"{name}, lr {best[name]:g}": trained[name, best[name]] for name in YAMLS}
+    curves = {f"{name}, lr {best[name]:g}": trained[name, best[name]] for name in OPTIMIZERS}
     report("optimizers", facts, curves)
 
 

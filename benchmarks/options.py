@@ -24,12 +24,14 @@ from pathlib import Path
 from hardware import named
 
 ROOT = Path(__file__).parents[1]
-YAML = "yamls/demo/phase1.yaml"
+YAML = "yamls/demo/recipe.yaml"
 RECIPE = "recipe"
 OPTIONS = {
     RECIPE: "",
     "muon": "optimizer.name=muon optimizer.lr=1.5e-3 optimizer.weight_decay=0.01 "
     "optimizer.rest.lr=1.5e-3",
+    "muon, rate by shape": "optimizer.name=muon optimizer.adjust_lr=original optimizer.lr=1e-2 "
+    "optimizer.weight_decay=0.01 optimizer.rest.lr=1.5e-3",
     "falling mask rate": "train_data.masking.rate=0.4 train_data.masking.final_rate=0.15 "
     "train_data.masking.over={tokens}tok",
     "whole words": "train_data.masking.whole_words=true",
@@ -38,7 +40,7 @@ OPTIONS = {
     "twice the rate": "optimizer.lr=3e-3",
     "causal detour": "train_data.objective=causal >> train_data.objective=masked",
 }
-"""Overrides of the demo's phase 1, by what they are called."""
+"""Overrides of `YAML`, by what they are called."""
 FIRST = 0.25
 """The first phase's share of the tokens; the batch grows, and the rate rises, in it alone."""
 
@@ -100,7 +102,9 @@ def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) 
     return one_phase(folder, f"{onward} {second}", seed, tokens - done, threads)
 
 
-def one_phase(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
+def one_phase(
+    folder: Path, overrides: str, seed: int, tokens: int, threads: int, yaml: str = YAML
+) -> Losses:
     """Validation losses at the end of a phase, which is done if it is not there."""
     if (losses := last_losses(folder, tokens)) is not None:
         return losses
@@ -108,7 +112,7 @@ def one_phase(folder: Path, overrides: str, seed: int, tokens: int, threads: int
     settings = f"{rest} {overrides}".format(tokens=tokens).split()
     settings += [f"run_folder={folder}", f"duration={tokens}tok", f"seed={seed}"]
     done = subprocess.run(
-        [sys.executable, "main.py", YAML, *settings],
+        [sys.executable, "main.py", yaml, *settings],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         capture_output=True,

@@ -42,7 +42,7 @@ def main() -> None:
     }
     curves = {
         name: train(
-            "yamls/demo/phase1.yaml", options.work / name.replace(" ", "-"), settings | start
+            "yamls/demo/recipe.yaml", options.work / name.replace(" ", "-"), settings | start
         )
         for name, start in starts.items()
     }

@@ -141,7 +141,7 @@ def test_glue_is_asked_as_published():
 
 @pytest.mark.parametrize(
     ("size", "phase"),
-    [("tiny", "demo/phase1.yaml"), ("base", "phase1.yaml"), ("large", "large/phase1.yaml")],
+    [("tiny", "demo/recipe.yaml"), ("base", "phase1.yaml"), ("large", "large/phase1.yaml")],
 )
 def test_sizes_that_init_offers_are_those_of_the_yamls(size, phase):
     config = load(RunConfig, YAMLS / phase)

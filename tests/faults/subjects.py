@@ -69,7 +69,7 @@ def _edit_a_yaml(paths: list[Path]) -> Callable[[random.Random], Edited]:
 
 PHASES = [
     *("phase1.yaml", "phase2.yaml", "phase3.yaml", "anneal.yaml", "prolong.yaml"),
-    *("demo/phase1.yaml", "demo/phase2.yaml", "demo/anneal.yaml", "demo/muon.yaml"),
+    *("demo/phase1.yaml", "demo/phase2.yaml", "demo/anneal.yaml", "demo/recipe.yaml"),
     *("large/phase1.yaml", "large/phase3.yaml"),
 ]
 _CHOSEN = Path("chosen")
