@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py [--tokens 50e6] [--minutes 1] [--out benchmarks/results/loader.json]
     python benchmarks/loader.py --only-memory --minutes 5 --tokens 200e6
+    python benchmarks/loader.py --only-memory --minutes 60 --pace 500e3    as fast as a GPU trains
 
 Writes shards of synthetic documents (log-normal lengths) to a temporary folder, and reads them as
 the base recipe's phases do, masks and tensors included, in one process.
@@ -129,8 +130,10 @@ def two_billion_documents() -> dict[str, float]:
     }
 
 
-def memory_over_time(folder: Path, minutes: float, *, workers: int = 0) -> dict[str, Any]:
-    """Memory of the loader's processes during a long run, as fast as batches come.
+def memory_over_time(
+    folder: Path, minutes: float, *, workers: int = 0, pace: float | None = None
+) -> dict[str, Any]:
+    """Memory of the loader's processes during a long run, as fast as batches come or at a pace.
 
     A GPU of 500,000 tokens a second would take hours for what a loader gives in minutes.
     """
@@ -138,11 +141,17 @@ def memory_over_time(folder: Path, minutes: float, *, workers: int = 0) -> dict[
     begin, tokens, samples = time.monotonic(), 0, []
     for part in range(1, MEMORY_SAMPLES + 1):
         while time.monotonic() - begin < part * minutes * 60 / MEMORY_SAMPLES:
-            tokens += sum(batch.tokens for batch in islice(batches, 10))
+            tokens += sum(batch.tokens for batch in islice(batches, 1 if pace else 10))
+            if pace:
+                time.sleep(max(0.0, tokens / pace - (time.monotonic() - begin)))
         seconds = round(time.monotonic() - begin, 1)
         samples.append({"seconds": seconds, "tokens": tokens} | memory_now())
     batches.close()
-    return {"minutes": minutes, "workers": workers} | flatness(samples) | {"samples": samples}
+    return (
+        {"minutes": minutes, "workers": workers, "pace": pace}
+        | flatness(samples)
+        | {"samples": samples}
+    )
 
 
 def flatness(samples: list[dict[str, float]]) -> dict[str, Any]:
@@ -181,6 +190,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=50e6)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--only-memory", action="store_true", help="with and without a worker")
+    parser.add_argument("--pace", type=float, help="tokens a second taken, with one worker")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     report: dict[str, Any] = {"hardware": named()}
@@ -195,9 +205,12 @@ def main() -> None:
             for shape in SHAPES:
                 report[shape] = speed(folder, shape)
                 print(shape, report[shape], flush=True)
-        for workers in (0, 1) if arguments.only_memory else (0,):
+        counts = (1,) if arguments.pace else (0, 1) if arguments.only_memory else (0,)
+        for workers in counts:
             name = "memory, one worker" if workers else "memory"
-            report[name] = memory_over_time(folder, arguments.minutes, workers=workers)
+            report[name] = memory_over_time(
+                folder, arguments.minutes, workers=workers, pace=arguments.pace
+            )
     print(json.dumps(report, indent=1))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -78,8 +78,8 @@ def _batch(config: RunConfig, world_size: int) -> str:
     warmup = config.batch.warmup
     if warmup is not None:
         text += (
-            f"; grows from {warmup.initial_rows} rows in steps of {warmup.increment_rows} "
-            f"over {warmup.over.value:,} tokens"
+            f"; grows from {so_many(warmup.initial_rows, 'row')} "
+            f"in steps of {warmup.increment_rows} over {warmup.over.value:,} tokens"
         )
     return text
 
