@@ -315,17 +315,12 @@ def test_what_fails_is_named_and_the_others_finish(
     models = [f"m={place / 'model'}", "bare", "decoder"]
     assert main(["evaluate", *models, "--suite", "s.yaml", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert (
-        "of the jobs, 1 failed and 10 could not begin; the page says" in said
-        and "Traceback" not in said
-    )
+    assert "of the jobs, 11 could not begin; the page says" in said and "Traceback" not in said
     found = entries(Path("results"))
     assert found["m", "good"]["state"] == "done"
     assert found["m", "absent"]["message"].endswith("nowhere.jsonl: there is no such file")
     assert "has no column 'labell'; row 0 has text, label" in found["m", "column"]["message"]
-    assert (
-        "labels that train has not: third; train has even, odd" in found["m", "unknown"]["message"]
-    )
+    assert "is 'third', a label that train has not" in found["m", "unknown"]["message"]
     assert "holds no tokenizer" in found["bare", "good"]["message"]
     assert "is a decoder (GPT2LMHeadModel)" in found["decoder", "good"]["message"]
 
@@ -379,6 +374,86 @@ def test_a_wrong_key_of_a_suite_is_named(place, tmp_path, capsys, change, says):
     suite = write_suite(tmp_path / "s.yaml", {"t": classification(tmp_path, **change)})
     assert main(["evaluate", str(place / "model"), "--suite", str(suite)]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_all_that_is_wrong_with_a_suite_is_told_at_once(place, tmp_path, capsys):
+    gone = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    tasks = {
+        "a": {"name": "classification", **gone, "start": "nobody"},
+        "b": {"name": "classification", **gone, "max_tokens": 2, "start": "c"},
+        "c": {"name": "clasification", **gone},
+    }
+    suite = write_suite(tmp_path / "s.yaml", tasks, [3, 3])
+    assert main(["evaluate", str(place / "model"), "--suite", str(suite)]) == 2
+    first, *told = capsys.readouterr().err.strip().splitlines()
+    assert first.endswith(f"{suite}: 10 problems")
+    files = {
+        f"tasks.{task}.{key}: {where}: there is no such file"
+        for task in "ab"
+        for key, where in gone.items()
+    }
+    assert files <= {line.strip() for line in told}
+    rest = [line for line in told if line.strip() not in files]
+    assert sum("tasks.b.max_tokens: must be" in line for line in rest) == 1
+    assert sum("tasks.c.name: unknown 'clasification'" in line for line in rest) == 1
+    assert sum("seeds: must be different" in line for line in rest) == 1
+    assert sum("there is no task 'nobody'" in line for line in rest) == 1 and len(rest) == 4
+    told_by_finetune = ["finetune", str(place / "model"), "--task", f"{suite}/b"]
+    assert main(told_by_finetune) == 2
+    assert "no such file" not in capsys.readouterr().err, "of tasks that are not asked"
+
+
+def test_bad_labels_are_told_before_any_job_by_file_row_and_column(
+    place, tmp_path, capsys, monkeypatch
+):
+    from tessera.evaluation.jobs import running
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "_check_installed", lambda suite: None)
+    monkeypatch.setattr(running, "_run", lambda *_: pytest.fail("a job began"))
+    texts = [{"text": "x", "label": label} for label in ("even", "odd", "even")]
+    write_rows(tmp_path / "train.jsonl", texts)
+    strange = [{**texts[0], "label": label} for label in ("even", "third", "fourth")]
+    write_rows(tmp_path / "strange.jsonl", strange)
+    (tmp_path / "empty.csv").write_text("text,label\nx,even\nx,\n")
+    write_rows(tmp_path / "lost.jsonl", [*texts, {"text": "x"}])
+    write_rows(tmp_path / "rated.jsonl", [{"text": "x", "label": v} for v in (1, "much")])
+    words = [{"words": ["a", "b"], "labels": ["O", "X"]}, {"words": ["a"], "labels": ["O", "X"]}]
+    write_rows(tmp_path / "words.jsonl", words)
+
+    def task(name="classification", **splits):
+        return {"name": name, "train": "train.jsonl", "validation": "train.jsonl", **splits}
+
+    tasks = {
+        "strange": task(validation="strange.jsonl", test="empty.csv"),
+        "lost": task(train="lost.jsonl"),
+        "rated": task("regression", train="rated.jsonl", validation="rated.jsonl"),
+        "words": task("token_classification", train="words.jsonl", validation="words.jsonl"),
+        "probe": task("linear_probe", validation="strange.jsonl"),
+        "one": task(train="strange.jsonl", validation="strange.jsonl", limit=1),
+        "three": task(train="strange.jsonl", validation="strange.jsonl", metrics=["f1"]),
+    }
+    suite = str(write_suite(tmp_path / "s.yaml", tasks))
+    assert main(["evaluate", f"m={place / 'model'}", "--suite", suite, "--device", "cpu"]) == 2
+    assert "7 could not begin" in capsys.readouterr().err
+    said = {task: entry["message"] for (_, task), entry in entries(Path("results")).items()}
+    fix = "train.jsonl has even, odd: mend the row, or add rows of this label to train"
+    strange = (
+        f"strange.jsonl: row 1, column 'label' is 'third', a label that train has not; {fix} "
+        "(and 1 rows more of this file likewise)"
+    )
+    assert said == {
+        "strange": f"{strange}; empty.csv: row 1, column 'label' is empty: give the row a label, "
+        "or remove it",
+        "lost": "lost.jsonl: has no column 'label'; row 3 has text",
+        "rated": "rated.jsonl: row 1, column 'label' is 'much', where a number is needed: mend it",
+        "words": "words.jsonl: row 1, column 'labels': 1 words, but 2 labels: one label for each "
+        "word",
+        "probe": strange,
+        "one": "strange.jsonl: column 'label' has only the label 'even'; two are needed",
+        "three": "strange.jsonl: has 3 classes, and f1 is of two, the later of which is sought; "
+        "write metrics: [macro_f1]",
+    }
 
 
 @pytest.mark.parametrize(

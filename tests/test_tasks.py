@@ -106,8 +106,21 @@ def test_a_data_set_of_the_hub_is_read_out_of_its_cache(hub):
     assert tables.look_at(where, []) == "abc123"
     both = tables.read_split("hf://datasets/nyu-mll/glue/rte/train+validation", ["label"])
     assert len(both) == 12
+    columns = tables.read_columns(where, ["sentence1", "label"], ["label"], limit=4)
+    assert columns == {"label": [0, 1, 0, 1]}
+    with pytest.raises(ValueError, match="has no column 'labell'; it has sentence1"):
+        tables.read_columns(where, ["labell"], ["labell"])
     with pytest.raises(ValueError, match="cannot be read"):
         tables.read_split("hf://datasets/nyu-mll/glue/mnli/train", [])
+
+
+def test_a_row_of_the_hub_without_a_label_is_named(hub):
+    rows = [{"text": "x", "label": label} for label in (0, 1, None, 1)]
+    put_on_hub(hub, "some/set", {"all": {"train": rows}}, "abc124")
+    where = "hf://datasets/some/set/all/train"
+    with pytest.raises(ValueError, match="row 2 has nothing in column 'label'"):
+        tables.read_columns(where, ["text", "label"], ["label"])
+    assert tables.read_columns(where, ["text", "label"], ["label"], limit=2) == {"label": [0, 1]}
 
 
 def test_a_data_set_that_is_not_there_says_how_to_bring_it(hub):

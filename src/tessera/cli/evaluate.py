@@ -73,7 +73,7 @@ def _judge(options: argparse.Namespace) -> None:
 
     if options.fill:
         raise ConfigError("--suite and --fill are two questions: ask them one at a time")
-    suite = load_suite(options.suite[0], options.suite[1:])
+    suite = load_suite(options.suite[0], options.suite[1:], looks=True)
     if options.config is not None:
         config = load_run_config(options.config[0], options.config[1:])
         tasks = {

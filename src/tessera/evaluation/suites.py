@@ -1,11 +1,11 @@
 """Suites: which tasks, with which seeds. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from tessera.config import ConfigError, load
+from tessera.config import ConfigError, decode, load, load_plain, refusal
 from tessera.data.preparation.executors.executor import ExecutorConfig
 from tessera.evaluation.tasks.config import (
     Finetuned,
@@ -45,7 +45,7 @@ class SuiteConfig:
                 continue
             other = self.tasks.get(start)
             if other is None:
-                problems.append(f"tasks.{name}.start: there is no task '{start}' in this suite")
+                problems.append(_no_start(name, start))
             elif _starts(task) != _starts(other):
                 problems.append(f"tasks.{name}.start: '{start}' trains no {_starts(task)}")
             elif start_of(other) is not None:
@@ -71,13 +71,57 @@ def _is_of_texts(task: Task) -> bool:
     return isinstance(task, Finetuned) and not isinstance(task, TokenClassification)
 
 
-def load_suite(name: str, overrides: Sequence[str] = ()) -> SuiteConfig:
+def load_suite(name: str, overrides: Sequence[str] = (), *, looks: bool = False) -> SuiteConfig:
     """The suite of a name, or of a YAML file.
+
+    Args:
+        name: of the suite or file.
+        overrides: of its keys.
+        looks: whether, beside wrong keys, files that are not there are told too.
 
     Raises:
         ConfigError: there is none, or its keys are wrong.
     """
-    return load(SuiteConfig, _file_of(name), overrides)
+    path = _file_of(name)
+    try:
+        return load(SuiteConfig, path, overrides)
+    except ConfigError as error:
+        if not error.problems:
+            raise
+        more = _beside_wrong_keys(load_plain(path, overrides), looks)
+        raise refusal(str(path), list(dict.fromkeys([*error.problems, *more]))) from None
+
+
+def _beside_wrong_keys(plain: Any, looks: bool) -> Iterator[str]:
+    """What is wrong beside keys that leave no suite to ask: starts, and what is not there."""
+    tasks = plain.get("tasks")
+    for name, task in tasks.items() if isinstance(tasks, dict) else ():
+        if not isinstance(task, dict):
+            continue
+        start = task.get("start")
+        if isinstance(start, str) and start not in tasks:
+            yield _no_start(name, start)
+        if looks and (known := _without_wrong_keys(name, task)) is not None:
+            from tessera.evaluation.tasks.inputs import missing
+
+            yield from (f"tasks.{name}.{said}" for said in missing(known))
+
+
+def _without_wrong_keys(name: str, plain: dict[str, Any]) -> Task | None:
+    """A task as it is without the keys that are wrong; None where these are not all that is."""
+    kept = {key: value for key, value in plain.items() if key != "start"}
+    for _ in range(2):
+        try:
+            return decode(SuiteConfig, {"tasks": {"t": kept}}, name).tasks["t"]
+        except ConfigError as error:
+            keys = [said.partition(":")[0].split(".") for said in error.problems]
+            wrong = {key[2] for key in keys if len(key) > 2}
+            kept = {key: value for key, value in kept.items() if key not in wrong}
+    return None
+
+
+def _no_start(name: str, start: str) -> str:
+    return f"tasks.{name}.start: there is no task '{start}' in this suite"
 
 
 def _file_of(name: str) -> Path | str:

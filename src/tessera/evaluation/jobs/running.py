@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tessera.config import ConfigError, mistake, to_plain
+from tessera.config import ConfigError, mistake
 from tessera.data.preparation.executors.executor import ExecutorConfig, Plan, log_folder, run
 from tessera.data.preparation.executors.local import TasksLost
 from tessera.evaluation.jobs.models import Model, served
@@ -25,18 +25,11 @@ from tessera.evaluation.results import write_results
 from tessera.evaluation.suites import SuiteConfig
 from tessera.evaluation.tasks.config import (
     Finetuned,
-    LateInteraction,
     LinearProbe,
-    MaskedLm,
-    Recall,
     Search,
     Similarity,
-    Task,
-    TokenClassification,
-    splits_of,
-    texts_of,
 )
-from tessera.evaluation.tasks.tables import COLUMNS, Column, look_at
+from tessera.evaluation.tasks.inputs import check_labels, fingerprint
 from tessera.files import JsonObject
 
 log = logging.getLogger(__name__)
@@ -82,7 +75,7 @@ def judge(asked: Asked) -> list[Cell]:
     records = Records(out=asked.out)
     _check_installed(asked.suite)
     shutil.rmtree(asked.out / "failed", ignore_errors=True)
-    inputs, problems = _look_ahead(asked)
+    inputs, problems = _look_ahead(asked, records)
     for message, named in _grouped(problems).items():
         log.warning("%s: %s", named, message)
 
@@ -112,19 +105,32 @@ def _check_installed(suite: SuiteConfig) -> None:
         )
 
 
-def _look_ahead(asked: Asked) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
+def _look_ahead(
+    asked: Asked, records: Records
+) -> tuple[dict[str, str], dict[tuple[str, str], str]]:
     """Fingerprints of what the tasks read, and what is wrong before any job begins."""
     inputs: dict[str, str] = {}
     problems: dict[tuple[str, str], str] = {}
-    broken: dict[str, str] = {}
-    for name, task in asked.suite.tasks.items():
+    tasks = asked.suite.tasks
+
+    def refuse(name: str, error: Exception) -> None:
+        said = mistake(error) or str(error)
+        problems.update({(model.name, name): said for model in asked.models})
+
+    for name, task in tasks.items():
         try:
-            inputs[name] = _fingerprint(task)
+            inputs[name] = fingerprint(task)
         except (ValueError, OSError) as error:
-            broken[name] = mistake(error) or str(error)
+            refuse(name, error)
+    cells = survey(asked.suite, asked.models, inputs, problems, records, asked.keep)
+    for name in dict.fromkeys(cell.task_name for cell in cells if not cell.is_complete):
+        # Labels of a task that is done were good: its rows need not be read once more.
+        try:
+            check_labels(tasks[name])
+        except (ValueError, OSError) as error:
+            refuse(name, error)
     for model in asked.models:
-        wanted = [name for name in asked.suite.tasks if name not in broken]
-        problems |= {(model.name, name): message for name, message in broken.items()}
+        wanted = [name for name in tasks if (model.name, name) not in problems]
         if not wanted:
             continue
         try:
@@ -133,46 +139,6 @@ def _look_ahead(asked: Asked) -> tuple[dict[str, str], dict[tuple[str, str], str
             said = mistake(error) or str(error)
             problems |= {(model.name, name): said for name in wanted}
     return inputs, problems
-
-
-def _fingerprint(task: Task) -> str:
-    seen = {
-        f"{key} {where}": look_at(where, columns_of(task, key))
-        for key, where in splits_of(task).items()
-    }
-    if isinstance(task, MaskedLm | Recall) and task.texts is None:
-        if task.data is None or task.tokenizer is None:
-            raise ValueError(
-                "names no documents; give --config YAML, the phase whose validation documents "
-                "are to be predicted, or `texts`, or `data` and `tokenizer`, in the suite"
-            )
-        seen["data"] = str(to_plain(task.data))
-    if isinstance(task, Search) and (task.mteb or task.validation_mteb):
-        from tessera.evaluation.tasks import benchmarks
-
-        for named in [*task.mteb, *task.validation_mteb]:
-            seen[f"mteb {named}"] = benchmarks.look_at(named)
-    return sha256(str(sorted(seen.items())).encode()).hexdigest()[:16]
-
-
-def columns_of(task: Task, key: str) -> Sequence[Column]:
-    """The columns that a split of a task must have."""
-    if isinstance(task, MaskedLm | Recall):
-        return [task.text]
-    if isinstance(task, TokenClassification):
-        return [task.words, task.labels]
-    if isinstance(task, Finetuned):
-        return texts_of(task)
-    if isinstance(task, Similarity):
-        return [task.text, task.pair, task.score]
-    if isinstance(task, LinearProbe):
-        return [task.text, *([task.pair] if task.pair else []), task.label]
-    if key == "train" and isinstance(task, LateInteraction):
-        # Pairs or a teacher's scores: the job sees which.
-        return [("query_id", "query", "query-id", "anchor")]
-    if key == "train" and isinstance(task, Search) and task.train_queries is not None:
-        return COLUMNS["relevance"]
-    return COLUMNS[key.rpartition(".")[2]]
 
 
 def _run(

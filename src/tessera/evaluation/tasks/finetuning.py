@@ -4,7 +4,7 @@ Validation is asked at intervals; the weights of its best answer are kept, and g
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +21,15 @@ from tessera.evaluation.tasks.config import (
     main_metric,
     texts_of,
 )
+from tessera.evaluation.tasks.labels import labelled
 from tessera.evaluation.tasks.loading import load_tokenizer, load_with_head
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import (
     classification_scores,
-    refuse_metrics,
     regression_scores,
     word_scores,
 )
-from tessera.evaluation.tasks.tables import Row, number_of, read_split
+from tessera.evaluation.tasks.tables import Row, read_split
 
 Example = dict[str, Any]
 
@@ -209,23 +209,14 @@ def _notes(prepared: Prepared) -> list[str]:
 def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
     rows = _rows(task, texts_of(task))
     nothing = np.zeros(0, dtype=np.int64)
+    found = labelled(task, _columns(rows, [task.label]))
+    labels = found.labels
     if isinstance(task, Classification):
-        names = _classes(task, (row[task.label] for row in rows["train"]))
-        refuse_metrics(task.metrics, len(names), task.train)
-        numbers = {name: number for number, name in enumerate(names)}
-        labels: dict[str, list[Any]] = {
-            split: _numbered(_where(task, split), [row[task.label] for row in some], numbers)
-            for split, some in rows.items()
-        }
 
         def scores(logits: np.ndarray, truth: np.ndarray, _: np.ndarray) -> dict[str, float]:
             return classification_scores(task.metrics, truth, logits.argmax(-1))
     else:
-        names = []
-        values = {
-            split: [number_of(_where(task, split), row[task.label], "label") for row in some]
-            for split, some in rows.items()
-        }
+        values = found.labels
         # Correlations do not see the scale; a head that begins at 0 learns the standard one sooner.
         mean, scale = float(np.mean(values["train"])), float(np.std(values["train"])) or 1.0
         labels = {
@@ -239,7 +230,7 @@ def _texts(task: Classification | Regression, tokenizer: Any) -> Prepared:
         split: Split(examples=_encoded(task, tokenizer, some, labels[split]), cut_off=nothing)
         for split, some in rows.items()
     }
-    return Prepared(splits=splits, names=[str(name) for name in names], scores=scores)
+    return Prepared(splits=splits, names=list(map(str, found.classes)), scores=scores)
 
 
 def _encoded(
@@ -261,22 +252,8 @@ def _encoded(
 
 def _words(task: TokenClassification, tokenizer: Any) -> Prepared:
     rows = _rows(task, [task.words, task.labels])
-    for split, some in rows.items():
-        for place, row in enumerate(some):
-            words, labels = row[task.words], row[task.labels]
-            if not isinstance(words, list) or not isinstance(labels, list):
-                raise ValueError(
-                    f"{_where(task, split)}: row {place} has no lists in '{task.words}' and "
-                    f"'{task.labels}'"
-                )
-            if len(words) != len(labels):
-                raise ValueError(
-                    f"{_where(task, split)}: row {place} has {len(words)} words, "
-                    f"but {len(labels)} labels"
-                )
-    names = _classes(task, (label for row in rows["train"] for label in row[task.labels]))
-    numbers = {name: number for number, name in enumerate(names)}
-    outside = numbers.get(task.outside)
+    found = labelled(task, _columns(rows, [task.words, task.labels]))
+    outside = found.classes.index(task.outside) if task.outside in found.classes else None
 
     def scores(logits: np.ndarray, labels: np.ndarray, cut_off: np.ndarray) -> dict[str, float]:
         asked = labels != IGNORED
@@ -288,12 +265,12 @@ def _words(task: TokenClassification, tokenizer: Any) -> Prepared:
         split: _aligned(
             tokenizer,
             [list(map(str, row[task.words])) for row in some],
-            [_numbered(_where(task, split), row[task.labels], numbers) for row in some],
+            found.labels[split],
             task.max_tokens,
         )
         for split, some in rows.items()
     }
-    return Prepared(splits=splits, names=[str(name) for name in names], scores=scores)
+    return Prepared(splits=splits, names=list(map(str, found.classes)), scores=scores)
 
 
 def _aligned(
@@ -321,7 +298,7 @@ def _aligned(
     return Split(examples=examples, cut_off=np.array(cut_off, dtype=np.int64))
 
 
-# ---- rows and labels
+# ---- rows
 
 
 def _rows(task: Finetuned, columns: Sequence[str]) -> dict[str, list[Row]]:
@@ -333,26 +310,9 @@ def _rows(task: Finetuned, columns: Sequence[str]) -> dict[str, list[Row]]:
     }
 
 
-def _where(task: Finetuned, split: str) -> str:
-    return str(getattr(task, split))
-
-
-def _classes(task: Finetuned, labels: Iterable[Any]) -> list[Any]:
-    """The classes in order: numbers by size, text by letters."""
-    found = set(labels)
-    if len(found) < 2:
-        raise ValueError(
-            f"{task.train}: has only the label {next(iter(found), None)!r}; two are needed"
-        )
-    kinds = {type(label) for label in found}
-    return sorted(found, key=None if len(kinds) == 1 else str)
-
-
-def _numbered(where: str, labels: Sequence[Any], numbers: Mapping[Any, int]) -> list[int]:
-    unknown = sorted({str(label) for label in labels if label not in numbers})
-    if unknown:
-        known = ", ".join(map(str, list(numbers)[:8]))
-        raise ValueError(
-            f"{where}: has labels that train has not: {', '.join(unknown[:5])}; train has {known}"
-        )
-    return [numbers[label] for label in labels]
+def _columns(
+    rows: Mapping[str, Sequence[Row]], names: Sequence[str]
+) -> dict[str, dict[str, list[Any]]]:
+    return {
+        split: {name: [row[name] for row in some] for name in names} for split, some in rows.items()
+    }

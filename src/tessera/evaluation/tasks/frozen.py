@@ -13,14 +13,14 @@ import numpy as np
 from tessera.evaluation.jobs.records import Job, Outcome, Table
 from tessera.evaluation.linear_probe import fitted
 from tessera.evaluation.tasks.config import LinearProbe, Similarity, main_metric
+from tessera.evaluation.tasks.labels import labelled
 from tessera.evaluation.tasks.loading import check_finite, load_tokenizer
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import (
     classification_scores,
-    refuse_metrics,
     regression_scores,
 )
-from tessera.evaluation.tasks.tables import Row, number_of, read_split
+from tessera.evaluation.tasks.tables import Row, read_split
 
 _BATCH = 64
 
@@ -60,19 +60,10 @@ def _probe(task: LinearProbe, features: Callable[[Sequence[Any]], Features]) -> 
         for split, where in wanted.items()
         if where is not None
     }
-    classes = sorted({str(row[task.label]) for row in rows["train"]})
-    if len(classes) < 2:
-        raise ValueError(f"{task.train}: has only the label {classes[0]!r}; two are needed")
-    refuse_metrics(task.metrics, len(classes), task.train)
-    labels = {}
-    for split, some in rows.items():
-        strangers = {str(row[task.label]) for row in some} - set(classes)
-        if strangers:
-            raise ValueError(
-                f"{wanted[split]}: has labels that train has not: "
-                f"{', '.join(sorted(strangers)[:5])}"
-            )
-        labels[split] = np.array([classes.index(str(row[task.label])) for row in some])
+    found = labelled(
+        task, {split: {task.label: [r[task.label] for r in some]} for split, some in rows.items()}
+    )
+    labels = {split: np.array(numbers) for split, numbers in found.labels.items()}
     seen = {split: features(_texts(task, some)) for split, some in rows.items()}
     metric, split = main_metric(task), "test" if task.test is not None else "validation"
     chosen: list[tuple[float, float, dict[str, float], dict[str, float]]] = []
@@ -117,7 +108,8 @@ def _similarity(task: Similarity, features: Callable[[Sequence[Any]], Features])
         if where is None:
             continue
         rows = read_split(where, [task.text, task.pair, task.score], task.limit)
-        truth = np.array([number_of(where, row[task.score], "score") for row in rows])
+        scores = {task.score: [row[task.score] for row in rows]}
+        truth = np.array(labelled(task, {split: scores}).labels[split])
         texts = [str(row[column]) for column in (task.text, task.pair) for row in rows]
         both = features(texts)
         measured[split] = [_correlations(layer, truth) for layer in both]

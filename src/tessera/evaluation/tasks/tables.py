@@ -4,7 +4,6 @@ Imports no torch.
 """
 
 import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +53,40 @@ def read_split(where: str, columns: Sequence[Column], limit: int | None = None) 
     if not rows:
         raise ValueError(f"{where}: holds no rows")
     return rows
+
+
+def read_columns(
+    where: str, columns: Sequence[str], kept: Sequence[str], limit: int | None = None
+) -> dict[str, list[Any]]:
+    """The values of some columns of a split, all of whose columns hold something in each row.
+
+    Args:
+        where: a file, or `hf://datasets/ORG/NAME/SUBSET/SPLIT`.
+        columns: those that every row must have.
+        kept: those of them that are wanted.
+        limit: at most this many rows, the first ones.
+
+    Raises:
+        ValueError: as `read_split`.
+    """
+    if not where.startswith(_HUB):
+        rows = read_split(where, columns, limit)
+        return {name: [row[name] for row in rows] for name in kept}
+    import pyarrow.compute as pc
+
+    table = _hub_table(where)
+    absent = next((name for name in columns if name not in table.column_names), None)
+    if absent is not None:
+        raise _lacks(where, absent, table.column_names)
+    if len(table) == 0:
+        raise ValueError(f"{where}: holds no rows")
+    wanted = table.select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+    arrow = wanted[: len(table) if limit is None else limit]
+    for name in columns:
+        if arrow[name].null_count:
+            number = pc.index(pc.is_null(arrow[name]), True).as_py()
+            raise ValueError(f"{where}: row {number} has nothing in column '{name}'")
+    return {name: arrow[name].to_pylist() for name in kept}
 
 
 def open_table(where: str, columns: Sequence[Column], limit: int | None = None) -> Any:
@@ -213,18 +246,3 @@ def _subset(folder: Path, subset: str, split: str) -> Any:
             raise
         # A folder a subset, and no README.md that says so: what the hub converts is laid so.
         return datasets.load_dataset(str(folder), data_dir=subset, split=split)
-
-
-def number_of(where: str, value: Any, what: str) -> float:
-    """A number that a row holds.
-
-    Raises:
-        ValueError: it is none, or is not finite; `what` says what it should be.
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: has the {what} {value!r}, where a number is needed")
-    return number
