@@ -190,6 +190,62 @@ def test_the_page_needs_nothing_and_says_all(suite, tmp_path):
         assert (tmp_path / link).is_file(), link
 
 
+def test_what_an_earlier_command_left_is_said_to_be_so(suite, tmp_path):
+    records = Records(out=tmp_path)
+    tasks = {name: suite.tasks["first"] for name in ("one", "two")}
+    whole = SuiteConfig(tasks=tasks, seeds=[7])
+    narrowed = SuiteConfig(tasks={"one": tasks["one"]}, seeds=[7])
+    inputs = {"one": "x", "two": "y"}
+    models = [model("a"), model("b"), model("c")]
+
+    def write(suite, models, problems=()):
+        cells = survey(suite, models, inputs, dict(problems), records)
+        return cells, write_results(tmp_path, cells)
+
+    cells, _ = write(whole, models)
+    for cell in cells:
+        for job in cell.waiting:
+            if cell.model.name == "c":
+                records.fail(job, "broke")
+            elif (cell.model.name, cell.task_name) != ("b", "two"):
+                finish(records, job, validation=0.5, test=0.5)
+    write(whole, models)
+    shutil.rmtree(tmp_path / "failed")  # as each command begins
+    _, found = write(narrowed, [model("a")])
+    earlier = {(entry["model"], entry["task"]) for entry in found if entry["earlier"]}
+    assert earlier == {("a", "two"), ("b", "one"), ("b", "two"), ("c", "one"), ("c", "two")}
+    write_results_page(found, tmp_path, "tessera evaluate")
+    page = (tmp_path / "index.html").read_text()
+    assert (
+        "As an earlier command left them, and not asked by this one: a on two; b, c on one, two. "
+        "1 of them it did not finish: ask these again." in page
+    )
+    assert "still to come" not in page and ">not finished</a>" in page
+    assert "<b>c</b>, one, two: broke (in an earlier command)" in page
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert (tmp_path / link).is_file(), link
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["earlier"] for row in rows] == ["False"] + ["True"] * 5
+    _, again = write(whole, models)
+    assert not any(entry["earlier"] for entry in again)
+
+
+@pytest.mark.parametrize("is_the_models", [True, False])
+def test_a_model_or_file_that_fails_now_takes_no_earlier_number_away(
+    suite, tmp_path, is_the_models
+):
+    records = Records(out=tmp_path)
+    alone = SuiteConfig(tasks={"first": suite.tasks["first"]}, seeds=[7])
+    cells = survey(alone, [model("a")], INPUTS, {}, records)
+    for job in cells[0].waiting:
+        finish(records, job, validation=0.5, test=0.5)
+    write_results(tmp_path, survey(alone, [model("a")], INPUTS, {}, records))
+    now = {("b", "first"): "is not there"}
+    known = INPUTS if is_the_models else {}
+    found = write_results(tmp_path, survey(alone, [model("b")], known, now, records))
+    assert [(entry["model"], entry["mean"]) for entry in found] == [("b", None), ("a", 0.5)]
+
+
 def test_a_star_is_for_the_best_and_whoever_is_within_a_spread_of_it():
     def entry(name, mean, spread, lower=False):
         return {"model": name, "mean": mean, "spread": spread, "lower_is_better": lower}

@@ -1,8 +1,8 @@
 """What the jobs found, as one entry for each model and task: results.json and results.csv.
 
 A folder of results collects: a command replaces the entries of the models and tasks it was asked
-for, and leaves the others that were there, unless a task of the same name now asks something else.
-Imports no torch.
+for, and leaves the others that were there, marked `earlier`, unless a task of the same name now
+asks something else. Imports no torch.
 """
 
 import csv
@@ -21,7 +21,7 @@ from tessera.files import JsonObject, write_whole
 _VERSION = 1
 _COLUMNS = (
     "model", "task", "metric", "mean", "spread", "seeds", "split", "lr", "weight_decay", "epochs",
-    "state", "message",
+    "state", "message", "earlier",
 )  # fmt: skip
 
 
@@ -33,11 +33,16 @@ def write_results(out: Path, cells: Sequence[Cell]) -> list[JsonObject]:
     """
     entries = [_entry(cell) for cell in cells]
     ours = {(entry["model"], entry["task"]) for entry in entries}
-    keys = {entry["task"]: entry["task_key"] for entry in entries}
+    # Where the data cannot be read, nobody knows whether the question is another one.
+    keys = {cell.task_name: task_key(cell.task, cell.inputs) for cell in cells if cell.inputs}
     for entry in _earlier(out / "results.json"):
         same_question = keys.get(entry["task"], entry["task_key"]) == entry["task_key"]
         if (entry["model"], entry["task"]) not in ours and same_question:
-            entries.append(entry)
+            # This command began with taking away what was said of failed jobs.
+            kept = [
+                job for job in entry["failed_jobs"] if (out / "failed" / f"{job}.json").exists()
+            ]
+            entries.append({**entry, "failed_jobs": kept, "earlier": True})
     write_json(
         out / "results.json",
         {"format": "tessera-evaluation", "version": _VERSION, "entries": entries},
@@ -83,6 +88,7 @@ def _entry(cell: Cell) -> JsonObject:
         "state": state,
         "message": "; ".join(failures),
         "failed_jobs": sorted(cell.failed),
+        "earlier": False,
         "device": last.get("device", ""),
         "versions": last.get("versions", {}),
     }

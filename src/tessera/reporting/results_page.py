@@ -81,9 +81,22 @@ def _lead(
             f"The mean is over scores of different kinds ({', '.join(mixed)}), each a hundredfold: "
             "it orders models, and is no score by itself."
         )
-    waiting = sum(entry["state"] == "waiting" for entry in entries)
+    earlier = [entry for entry in entries if entry.get("earlier")]
+    asked = len(entries) - len(earlier)
+    waiting = sum(e["state"] == "waiting" for e in entries if not e.get("earlier"))
     if waiting:
-        yield f"Not finished: {waiting} of {len(entries)} numbers are still to come."
+        yield f"Not finished: {waiting} of {asked} numbers are still to come."
+    if earlier:
+        by_model: dict[str, list[str]] = {}
+        for entry in earlier:
+            by_model.setdefault(entry["model"], []).append(entry["task"])
+        alike: dict[str, list[str]] = {}
+        for model, some in by_model.items():
+            alike.setdefault(", ".join(some), []).append(model)
+        listed = "; ".join(f"{', '.join(some)} on {tasks}" for tasks, some in alike.items())
+        left = sum(entry["state"] == "waiting" for entry in earlier)
+        unfinished = f" {left} of them it did not finish: ask these again." if left else ""
+        yield f"As an earlier command left them, and not asked by this one: {listed}.{unfinished}"
 
 
 def _overview(
@@ -168,6 +181,8 @@ def _cell(entry: JsonObject | None, best: set[str], anchor: str) -> str:
         return f"<td>{NOTHING}</td>"
     if entry["mean"] is None:
         said = "waiting" if entry["state"] == "waiting" else "failed"
+        if said == "waiting" and entry.get("earlier"):
+            said = "not finished"
         css = ' class="failed"' if said == "failed" else ""
         return f'<td{css}><a href="#{anchor}">{said}</a></td>'
     css = ' class="best"' if entry["model"] in best else ""
@@ -210,7 +225,8 @@ def _failures(entries: Sequence[JsonObject]) -> str:
         return ""
     alike: dict[tuple[str, str], list[JsonObject]] = {}
     for entry in failed:  # what is wrong with a model is so in each of its tasks
-        alike.setdefault((entry["model"], entry["message"]), []).append(entry)
+        when = " (in an earlier command)" if entry.get("earlier") else ""
+        alike.setdefault((entry["model"], entry["message"] + when), []).append(entry)
     lines = "".join(
         f"<li><b>{escape(model)}</b>, {escape(', '.join(entry['task'] for entry in some))}: "
         f"{escape(message)}{_links([job for entry in some for job in entry['failed_jobs']])}</li>"

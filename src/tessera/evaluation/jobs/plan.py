@@ -73,7 +73,7 @@ def survey(
     Args:
         suite: the tasks and seeds.
         models: in the order of the table.
-        inputs: fingerprint of the data of each task, by name.
+        inputs: fingerprint of the data of each task, by name; none of one that cannot be read.
         problems: cells that cannot run.
         records: where finished jobs are.
         keep: whether the best trained model of each cell is kept.
@@ -86,8 +86,8 @@ def survey(
             cell = Cell(model=model, task_name=name, task=suite.tasks[name])
             cells[model.name, name] = cell
             cell.problem = problems.get((model.name, name))
+            cell.inputs = inputs.get(name, "")
             if cell.problem is None:
-                cell.inputs = inputs[name]
                 _fill(cell, suite.seeds, records, cells, keep or name in kept)
     return [cells[model.name, name] for model in models for name in suite.tasks]
 
