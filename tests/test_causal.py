@@ -26,6 +26,7 @@ from tessera.tokenizer import load_tokenizer
 from tessera.training import run_folder
 from tessera.training.config import RunConfig
 from tessera.training.preflight import examine
+from tessera.training.run import build_run
 
 SPECIAL = range(5)
 DATA = DataConfig(
@@ -315,6 +316,27 @@ def test_a_masked_phase_follows_and_knows_of_it(rest, tmp_path, capsys, caplog):
     assert "in detour, causal" in card and "fill-mask" in card
 
 
+def test_a_spike_is_recorded_as_of_predicted_tokens(corpus, tmp_path):
+    from composer.core import Callback
+
+    class Poison(Callback):
+        def after_train_batch(self, state, logger):
+            if int(state.timestamp.batch) == 1:
+                next(state.model.parameters()).grad[0, 0] = float("nan")
+
+    folder = tmp_path / "run"
+    plain = tiny_run.settings(corpus, folder, **RUN | {"duration": "2ba"})
+    built = build_run(decode(RunConfig, plain, "test"))
+    built.trainer.state.callbacks.insert(0, Poison())
+    assert built.fit() == 0
+    (seen,) = map(json.loads, (folder / "spikes.jsonl").read_text().splitlines())
+    step = tiny_run.metrics(folder)[-1]
+    assert seen["objective"] == step["objective"] == "causal"
+    counts = [document["predicted_tokens"] for document in seen["documents"]]
+    assert sum(counts) == step["predicted_tokens"]
+    assert "masked_tokens" not in json.dumps(seen)
+
+
 # ---- what is told
 
 
@@ -323,12 +345,17 @@ def test_check_tells_what_says_nothing_in_a_causal_phase(corpus, tmp_path, capsy
         corpus,
         tmp_path / "run",
         **RUN,
-        train_data__masking={"whole_words": True, "final_rate": 0.2, "over": "1_000tok"},
+        train_data__masking={
+            "whole_words": True,
+            "spans": True,
+            "final_rate": 0.2,
+            "over": "1_000tok",
+        },
         evaluation__masking_rate=0.3,
     )
     config = decode(RunConfig, plain, "test")
     (doubt,) = examine(config, 1, resuming=False).doubts
-    for key in ("final_rate", "over", "whole_words"):
+    for key in ("final_rate", "over", "whole_words", "spans"):
         assert f"train_data.masking.{key}" in doubt
     assert "evaluation.masking_rate" in doubt and "masking.rate," not in doubt
     path = tiny_run.write_yaml(tmp_path / "a.yaml", plain)
@@ -365,7 +392,12 @@ def test_a_report_says_that_losses_of_two_kinds_are_not_compared(run, rest, tmp_
         said = "detour: loss and accuracy are of next tokens"
         assert said in capsys.readouterr().out and said in out.read_text(encoding="utf-8")
         assert "nats per predicted token" in out.read_text(encoding="utf-8")
+        if not options:
+            page = out.read_text(encoding="utf-8")
+            assert "Training in rest predicts 30% of the tokens and validation 15%, so" in page
+            assert "Causal phases predict each next token in both." in page
     assert main(["report", str(run), "--out", str(out)]) == 0
     page = out.read_text(encoding="utf-8")
     assert "nats per next token" in page and "masked token" not in page
+    assert "Training predicts" not in page
     assert "Causal validation loss ends at" in page

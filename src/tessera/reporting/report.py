@@ -160,9 +160,12 @@ def _masking(phases: Sequence[Phase]) -> str:
         return ""
     spans = [f"{100 * rate:.3g}%" for rate in sorted({min(trained), max(trained)})]
     rates = summary.listed([f"{100 * float(rate):.3g}%" for rate in sorted(validated)])
+    others = len(masked) < len(phases)
+    where = f"in {summary.listed([phase.name for phase in masked])} " if others else ""
     return (
-        f"Training predicts {' to '.join(spans)} of the tokens and validation {rates}, "
+        f"Training {where}predicts {' to '.join(spans)} of the tokens and validation {rates}, "
         "so they do not lie at the same height."
+        f"{' Causal phases predict each next token in both.' if others else ''}"
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tessera.batch import PackedBatch, RankBatch
 from tessera.files import JsonObject
-from tessera.training.callbacks.progress import Step, finite_or_none
+from tessera.training.callbacks.progress import Step, counted_as, finite_or_none
 from tessera.training.config import SpikeConfig
 from tessera.training.mlm import MaskedLanguageModel
 from tessera.training.shutdown import TrainingStopped
@@ -153,8 +153,9 @@ def _by_segment(model: MaskedLanguageModel, batch: PackedBatch) -> tuple[Tensor,
     return sums, torch.bincount(owner, minlength=sums.numel())
 
 
-def summary(found: Sequence[Suspect]) -> JsonObject:
+def summary(found: Sequence[Suspect], *, causal: bool = False) -> JsonObject:
     """For the record of a spike: the loss of each source, and the first documents to look at."""
+    names = {"masked_tokens": counted_as(causal)}
     parts: dict[str, list[Suspect]] = defaultdict(list)
     for suspect in found:
         parts[suspect.source].append(suspect)
@@ -165,7 +166,11 @@ def summary(found: Sequence[Suspect]) -> JsonObject:
             name: finite_or_none(_mean(part)) for name, part in sorted(parts.items())
         },
         "documents": [
-            {**asdict(one), "loss": finite_or_none(one.loss)} for one in worst[:MOST_DOCUMENTS]
+            {
+                names.get(key, key): finite_or_none(value) if key == "loss" else value
+                for key, value in asdict(one).items()
+            }
+            for one in worst
         ],
     }
 
@@ -197,6 +202,8 @@ def record_spike(
     verdict: Verdict,
     microbatch_losses: Sequence[tuple[Sequence[int], float]],
     found: Sequence[Suspect],
+    *,
+    causal: bool = False,
 ) -> JsonObject:
     """Write down what was seen: a line of `spikes.jsonl`.
 
@@ -207,10 +214,12 @@ def record_spike(
         verdict: what was unusual.
         microbatch_losses: rows and mean loss of each microbatch of every rank, as they were.
         found: the documents of every rank, whose losses come from a second forward pass.
+        causal: whether what was predicted are next tokens.
     """
     line = {
         "step": number,
         "why": verdict.why,
+        **({"objective": "causal"} if causal else {}),
         "action": verdict.action,
         "loss": finite_or_none(step.loss),
         "usual_loss": finite_or_none(verdict.usual),
@@ -222,7 +231,7 @@ def record_spike(
         "microbatches": [
             {"rows": ranges(rows), "loss": finite_or_none(loss)} for rows, loss in microbatch_losses
         ],
-        **summary(found),
+        **summary(found, causal=causal),
     }
     with (folder / SPIKES_FILE).open("a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")

@@ -130,7 +130,8 @@ class TrainStep(Callback):
             everywhere, found = (
                 list(chain.from_iterable(part)) for part in zip(*parts, strict=True)
             )
-            record_spike(folder, coming, step, verdict, everywhere, found)
+            causal = self.config.train_data.causal
+            record_spike(folder, coming, step, verdict, everywhere, found, causal=causal)
             warn(summary_line(coming, step, verdict))
         if verdict.action == "stop":
             skipped = self.config.train_data.skip_rows
