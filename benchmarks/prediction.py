@@ -206,7 +206,7 @@ def gradients(
 
 
 def _sharded_seconds(phase: Phase, seconds: float, ranks: int, network: Network) -> float:
-    """What FSDP adds to a microbatch: weights in bfloat16, twice; gradients in float32.
+    """What FSDP adds to a microbatch: weights, twice, and gradients, all in float32.
 
     A layer's weights come while the one before computes, its gradients leave while the next does;
     those of embedding and head (the root) have nothing to hide behind.
@@ -215,11 +215,10 @@ def _sharded_seconds(phase: Phase, seconds: float, ranks: int, network: Network)
     wide, depth = model.hidden_size, model.num_hidden_layers
     layer = 4 * wide * wide + 3 * wide * model.intermediate_size + 2 * wide
     root = parameters(model) - depth * layer
-    gather = half_seconds(2 * layer, ranks, network)
-    scatter = half_seconds(4 * layer, ranks, network)
+    gather = scatter = half_seconds(4 * layer, ranks, network)
     forward, backward = seconds / 3 / depth, seconds * 2 / 3 / depth
     late = max(0.0, gather - forward) + max(0.0, gather + scatter - backward)
-    ends = half_seconds(2 * root, ranks, network) + half_seconds(4 * root, ranks, network)
+    ends = 2 * half_seconds(4 * root, ranks, network)
     return ends + depth * late if ranks > 1 else 0.0
 
 

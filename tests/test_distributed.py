@@ -77,8 +77,15 @@ def test_a_run_begun_on_two_ranks_continues_on_one_and_on_four(corpus, alone, tm
 @pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw", "muon"])
 def test_sharded_training_is_the_same_training(corpus, tmp_path, optimizer):
     # So few validation tokens that of one source the second rank has none.
-    chosen = {"name": optimizer, "lr": 0.01, "weight_decay": 1e-5}
-    run = {**RUN, "evaluation__max_tokens": 150, "optimizer": chosen}
+    chosen = {"name": optimizer, "lr": 0.01, "weight_decay": 1e-5, "clip_norm": 0.5}
+    run = {
+        **RUN,
+        "evaluation__max_tokens": 150,
+        "optimizer": chosen,
+        "z_loss": 1e-3,
+        "train_data__masking": {"final_rate": 0.1, "over": "2_000tok"},
+        "compute__activation_checkpointing": True,
+    }
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     assert tiny_run.train(tiny_run.settings(corpus, alone, **run)) == 0
     plain = tiny_run.settings(corpus, sharded, **run, compute__sharding="fsdp")

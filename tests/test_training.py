@@ -509,6 +509,98 @@ def test_sharding_is_layer_by_layer_and_keeps_tied_weights_together(tmp_path):
     assert parallelism(decode(RunConfig, plain, "test")) is None
 
 
+@pytest.fixture
+def sharded():
+    """What spreads a model over one rank, as a configuration says, at a precision of Composer's."""
+    from composer.distributed.fsdp2 import prepare_fully_shard
+    from composer.distributed.fsdp2_utils import generate_composer_model_policy
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from tessera.config import decode
+    from tessera.training.trainer import parallelism
+
+    def spread(model, plain, precision):
+        chosen = parallelism(decode(RunConfig, plain, "test")).fsdp2
+        chosen.device_mesh = init_device_mesh("cpu", (1,))
+        prepare_fully_shard(model, chosen, precision, generate_composer_model_policy(model))
+        return model
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield spread
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="sharding without a GPU")
+def test_sharded_bfloat16_computes_what_it_does_unsharded(corpus, tmp_path, sharded):
+    from composer.core import Precision
+
+    plain = tiny_run.settings(corpus, tmp_path / "run", compute__sharding="fsdp")
+    batch = first_validation_batch(plain)
+    seen = {}
+    for name in ("whole", "sharded"):
+        model = trained_model(plain)
+        if name == "sharded":
+            model = sharded(model, plain, Precision.AMP_BF16)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(batch)
+            model.loss(outputs, batch).backward()
+        gradients = {
+            name: weight.grad.full_tensor() if hasattr(weight.grad, "full_tensor") else weight.grad
+            for name, weight in model.named_parameters()
+        }
+        seen[name] = outputs.loss_sum.item(), gradients
+    assert seen["sharded"][0] == seen["whole"][0]
+    for name, gradient in seen["whole"][1].items():
+        assert gradient.dtype == torch.float32
+        assert torch.equal(seen["sharded"][1][name], gradient), name
+
+
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="sharding without a GPU")
+def test_looking_at_a_spike_leaves_no_old_weights_behind(corpus, tmp_path, sharded):
+    from composer.core import Precision
+    from torch.distributed.tensor import DTensor
+
+    plain = tiny_run.settings(corpus, tmp_path / "run", compute__sharding="fsdp")
+    batch = first_validation_batch(plain)
+    model = sharded(trained_model(plain), plain, Precision.FP32)
+    model.model.set_reshard_after_forward(False, recurse=False)  # of the root, as torch 2.7 does
+    with torch.no_grad():
+        before = model.token_losses(batch)
+        assert all(isinstance(weight, DTensor) for weight in model.parameters())
+        for weight in model.parameters():
+            weight.mul_(1.5)
+        assert not torch.equal(model.token_losses(batch), before)
+
+
+def trained_model(plain):
+    from tessera.config import decode
+    from tessera.training.mlm import MaskedLanguageModel, ShardableEncoder
+
+    config = decode(RunConfig, plain, "test")
+    encoder = ShardableEncoder(config.model)
+    encoder.initialize(config.seed)
+    return MaskedLanguageModel(encoder, config.seed).train()
+
+
+def first_validation_batch(plain):
+    from tessera.config import decode
+    from tessera.data.validation import validation_batches
+    from tessera.tokenizer import load_tokenizer
+
+    config = decode(RunConfig, plain, "test")
+    batches = validation_batches(
+        config.train_data,
+        "web",
+        load_tokenizer(config.tokenizer),
+        vocab_size=config.model.vocab_size,
+        masking_rate=0.3,
+        max_tokens=500,
+        seed=config.seed,
+    )
+    return next(iter(batches))
+
+
 @pytest.mark.skipif(torch.__version__ >= "2.8", reason="there it works: see test_distributed.py")
 def test_sharding_that_gloo_cannot_do_is_refused(corpus, tmp_path):
     from tessera.config import ConfigError

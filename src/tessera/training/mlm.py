@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from composer.core import DataSpec
 from composer.models import ComposerModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from tessera.batch import PackedBatch, RankBatch
 from tessera.model.dropout import dropout_keys
@@ -73,6 +74,11 @@ class MaskedLanguageModel(ComposerModel):
             masked_positions=batch.masked_positions,
             dropout_keys=self._dropout_keys(batch),
         ).logits
+        for module in self.modules():
+            # Before torch 2.8 the root of sharded weights stays whole until a backward pass, which
+            # does not come here: the next forward pass would not see what the optimizer changes.
+            if isinstance(module, FSDPModule):
+                module.reshard()
         return token_losses(logits, batch.masked_labels)
 
     def _dropout_keys(self, batch: PackedBatch) -> Tensor | None:

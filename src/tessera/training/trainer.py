@@ -369,10 +369,14 @@ def trace(config: RunConfig, closing: ExitStack) -> Iterator[Callback]:
 
 
 def parallelism(config: RunConfig) -> ParallelismConfig | None:
-    """Composer's configuration of sharding, layer by layer; None for plain DDP."""
+    """Composer's configuration of sharding, layer by layer; None for plain DDP.
+
+    What is computed in bfloat16 is for autocast alone to say, as it is without sharding: Composer's
+    default would also round what goes from layer to layer, and the embeddings.
+    """
     if config.compute.sharding == "none":
         return None
-    return ParallelismConfig(fsdp2=FSDP2Config(state_dict_type="full"))
+    return ParallelismConfig(fsdp2=FSDP2Config(state_dict_type="full", mixed_precision="FULL"))
 
 
 # ---- the beginning
