@@ -218,7 +218,7 @@ def test_what_an_earlier_command_left_is_said_to_be_so(suite, tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert (
         "As an earlier command left them, and not asked by this one: a on two; b, c on one, two. "
-        "1 of them it did not finish: ask these again." in page
+        "1 of these is not finished: ask again." in page
     )
     assert "still to come" not in page and ">not finished</a>" in page
     assert "<b>c</b>, one, two: broke (in an earlier command)" in page

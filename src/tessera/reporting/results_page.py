@@ -95,7 +95,8 @@ def _lead(
             alike.setdefault(", ".join(some), []).append(model)
         listed = "; ".join(f"{', '.join(some)} on {tasks}" for tasks, some in alike.items())
         left = sum(entry["state"] == "waiting" for entry in earlier)
-        unfinished = f" {left} of them it did not finish: ask these again." if left else ""
+        are = "is" if left == 1 else "are"
+        unfinished = f" {left} of these {are} not finished: ask again." if left else ""
         yield f"As an earlier command left them, and not asked by this one: {listed}.{unfinished}"
 
 
