@@ -564,7 +564,7 @@ def test_looking_at_a_spike_leaves_no_old_weights_behind(corpus, tmp_path, shard
     plain = tiny_run.settings(corpus, tmp_path / "run", compute__sharding="fsdp")
     batch = first_validation_batch(plain)
     model = sharded(trained_model(plain), plain, Precision.FP32)
-    model.model.set_reshard_after_forward(False, recurse=False)  # of the root, as torch 2.7 does
+    model.model.set_reshard_after_forward(False, recurse=False)  # of the root, as in older torch
     with torch.no_grad():
         before = model.token_losses(batch)
         assert all(isinstance(weight, DTensor) for weight in model.parameters())

@@ -75,8 +75,8 @@ class MaskedLanguageModel(ComposerModel):
             dropout_keys=self._dropout_keys(batch),
         ).logits
         for module in self.modules():
-            # Before torch 2.8 the root of sharded weights stays whole until a backward pass, which
-            # does not come here: the next forward pass would not see what the optimizer changes.
+            # Older versions of torch leave the root of sharded weights whole until a backward pass.
+            # None comes here: the next forward pass would not see what the optimizer changes.
             if isinstance(module, FSDPModule):
                 module.reshard()
         return token_losses(logits, batch.masked_labels)
