@@ -103,7 +103,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_parquet_file_is_said_in_one_sentence(tmp_path, damage):
     """Its library speaks of magic bytes and thrift: of nothing that one could do."""
-    from tessera.evaluation.tasks.tables import read_split
+    from tessera.evaluation.tasks.inputs.tables import read_split
 
     path = tmp_path / "c.parquet"
     table = pyarrow.Table.from_pylist([{"text": f"text of {i}", "label": i} for i in range(50)])

@@ -27,7 +27,7 @@ from tessera.cli.main import main
 from tessera.config import ConfigError, decode
 from tessera.evaluation.jobs.records import task_key
 from tessera.evaluation.suites import SuiteConfig, load_suite
-from tessera.evaluation.tasks import tables
+from tessera.evaluation.tasks.inputs import tables
 
 SCIFACT = "d56462d0e63a25450459c4f213e49ffdb866f7f9"
 NFCORPUS = "ec0fa4fe99da2ff19ca1214b7966684033a58814"

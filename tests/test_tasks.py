@@ -27,7 +27,7 @@ from judging import (
 
 from tessera.evaluation.jobs.records import Records
 from tessera.evaluation.jobs.work import JudgeWork
-from tessera.evaluation.tasks import tables
+from tessera.evaluation.tasks.inputs import tables
 from tessera.evaluation.tasks.memory import halving
 
 

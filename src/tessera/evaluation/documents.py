@@ -18,8 +18,8 @@ from tessera.data.validation import validation_batches
 from tessera.evaluation.jobs.models import Model
 from tessera.evaluation.masked_lm import contents_of
 from tessera.evaluation.tasks.config import MaskedLm, Recall
+from tessera.evaluation.tasks.inputs.tables import read_split
 from tessera.evaluation.tasks.loading import check_finite
-from tessera.evaluation.tasks.tables import read_split
 from tessera.files import JsonObject
 from tessera.model.modernbert import ModernBertForMaskedLM
 from tessera.tokenizer import Tokenizer, load_tokenizer, tokenizer_of

@@ -102,7 +102,7 @@ def _beside_wrong_keys(plain: Any, looks: bool) -> Iterator[str]:
         if isinstance(start, str) and start not in tasks:
             yield _no_start(name, start)
         if looks and (known := _without_wrong_keys(name, task)) is not None:
-            from tessera.evaluation.tasks.inputs import missing
+            from tessera.evaluation.tasks.inputs.lookahead import missing
 
             yield from (f"tasks.{name}.{said}" for said in missing(known))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tessera import fetch
 from tessera.config import ConfigError
-from tessera.evaluation.tasks.tables import hub_folder
+from tessera.evaluation.tasks.inputs.tables import hub_folder
 from tessera.object_store import sha256_of
 from tessera.paths import is_remote
 

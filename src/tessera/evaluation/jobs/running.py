@@ -29,7 +29,7 @@ from tessera.evaluation.tasks.config import (
     Search,
     Similarity,
 )
-from tessera.evaluation.tasks.inputs import check_labels, fingerprint
+from tessera.evaluation.tasks.inputs.lookahead import check_labels, fingerprint
 from tessera.files import JsonObject
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera.evaluation.jobs.records import Outcome, Table
 from tessera.evaluation.tasks.config import SEARCHED, Search
-from tessera.evaluation.tasks.tables import COLUMNS, hub_folder, read_split
+from tessera.evaluation.tasks.inputs.tables import COLUMNS, hub_folder, read_split
 
 SCORES = {
     "ndcg_at_10": "nDCG@10",

@@ -21,7 +21,8 @@ from tessera.evaluation.tasks.config import (
     main_metric,
     texts_of,
 )
-from tessera.evaluation.tasks.labels import labelled
+from tessera.evaluation.tasks.inputs.labels import labelled
+from tessera.evaluation.tasks.inputs.tables import Row, read_split
 from tessera.evaluation.tasks.loading import load_tokenizer, load_with_head
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import (
@@ -29,7 +30,6 @@ from tessera.evaluation.tasks.metrics import (
     regression_scores,
     word_scores,
 )
-from tessera.evaluation.tasks.tables import Row, read_split
 
 Example = dict[str, Any]
 

@@ -13,14 +13,14 @@ import numpy as np
 from tessera.evaluation.jobs.records import Job, Outcome, Table
 from tessera.evaluation.linear_probe import fitted
 from tessera.evaluation.tasks.config import LinearProbe, Similarity, main_metric
-from tessera.evaluation.tasks.labels import labelled
+from tessera.evaluation.tasks.inputs.labels import labelled
+from tessera.evaluation.tasks.inputs.tables import Row, read_split
 from tessera.evaluation.tasks.loading import check_finite, load_tokenizer
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.metrics import (
     classification_scores,
     regression_scores,
 )
-from tessera.evaluation.tasks.tables import Row, read_split
 
 _BATCH = 64
 

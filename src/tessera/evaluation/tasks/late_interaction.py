@@ -13,10 +13,10 @@ from typing import Any
 from tessera.evaluation.jobs.records import Job, Outcome
 from tessera.evaluation.tasks.benchmarks import judged, open_benchmarks, quiet
 from tessera.evaluation.tasks.config import LateInteraction
+from tessera.evaluation.tasks.inputs.tables import Column, open_table, read_split
 from tessera.evaluation.tasks.loading import check_finite
 from tessera.evaluation.tasks.memory import halving
 from tessera.evaluation.tasks.retrieval import arguments_of, longest, lookups, open_pairs
-from tessera.evaluation.tasks.tables import Column, open_table, read_split
 
 _QUERY, _DOCUMENT = "[Q] ", "[D] "
 _VECTORS_BYTES = 8 << 30

@@ -12,9 +12,9 @@ from uuid import uuid4
 from tessera.evaluation.jobs.records import Job, Outcome
 from tessera.evaluation.tasks.benchmarks import judged, open_benchmarks, quiet
 from tessera.evaluation.tasks.config import Retrieval, Search
+from tessera.evaluation.tasks.inputs.tables import COLUMNS, DRAWN, open_table
 from tessera.evaluation.tasks.loading import check_finite
 from tessera.evaluation.tasks.memory import halving
-from tessera.evaluation.tasks.tables import COLUMNS, DRAWN, open_table
 
 
 def run(job: Job, device: str, scratch: Path, kept: Path | None) -> Outcome:

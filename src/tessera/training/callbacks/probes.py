@@ -32,7 +32,7 @@ from tessera.evaluation.predictions import (
 from tessera.evaluation.recall import RecallTexts, recall_texts, recalled
 from tessera.evaluation.segments import Segment, batches_of
 from tessera.evaluation.tasks.config import NAME_TOKENS, PHRASE_TOKENS
-from tessera.evaluation.tasks.tables import read_split
+from tessera.evaluation.tasks.inputs.tables import read_split
 from tessera.files import JsonObject
 from tessera.model.scoring import answers
 from tessera.tokenizer import Tokenizer

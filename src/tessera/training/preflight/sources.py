@@ -8,7 +8,7 @@ from tessera.data.config import SourceConfig
 from tessera.data.sources.mds_shard import INDEX, parse_index
 from tessera.data.sources.source import Documents, open_source
 from tessera.data.supply import Reading
-from tessera.evaluation.tasks.tables import look_at
+from tessera.evaluation.tasks.inputs.tables import look_at
 from tessera.object_store import open_store
 from tessera.paths import is_remote, scheme_of
 from tessera.quantities import short_number

@@ -17,8 +17,8 @@ from tessera.evaluation.tasks.config import (
     splits_of,
     texts_of,
 )
-from tessera.evaluation.tasks.labels import labelled
-from tessera.evaluation.tasks.tables import COLUMNS, Column, look_at, read_columns
+from tessera.evaluation.tasks.inputs.labels import labelled
+from tessera.evaluation.tasks.inputs.tables import COLUMNS, Column, look_at, read_columns
 
 
 def fingerprint(task: Task) -> str:

@@ -1,0 +1,1 @@
+"""What tasks read: tables, the labels in them, and what is found wrong before any job."""
