@@ -265,8 +265,14 @@ def test_a_checkpoint_on_the_plateau_is_no_decayed_one(released):
     assert "| tokens of all phases | 1,900,000,000 |" in card
 
 
-@pytest.mark.parametrize("before", [{}, {"tokens": 1_000_000_100, "step_tokens": 200}])
-def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_path, before):
+@pytest.mark.parametrize(
+    ("before", "named"),
+    [
+        ({}, "both-step000040-tokens950.0K"),
+        ({"tokens": 1_000_000_100, "step_tokens": 200}, "both-step000040-tokens1.0B"),
+    ],
+)
+def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_path, before, named):
     """Also if it is the one kept where the decay begins: inside its step, made at the peak."""
     folder = tmp_path / "both"
     shutil.copytree(run, folder, symlinks=True)
@@ -282,7 +288,7 @@ def test_the_plateaus_last_checkpoint_is_named_where_one_run_has_both(run, tmp_p
     release(folder, tmp_path / "out")
     cards = [path.read_text() for path in sorted((tmp_path / "out").glob("*/README.md"))]
     assert "has not decayed" in cards[0]
-    assert "start_from: path/to/both-step000040" in cards[1]
+    assert f"start_from: path/to/{named}" in cards[1]
 
 
 def test_a_licence_is_asked_for(run, tmp_path, capsys):

@@ -376,7 +376,9 @@ def test_what_fails_is_named_and_the_others_finish(
     assert found["m", "good"]["state"] == "done"
     assert found["m", "absent"]["message"].endswith("nowhere.jsonl: there is no such file")
     assert "has no column 'labell'; row 0 has text, label" in found["m", "column"]["message"]
-    assert "is 'third', a label that train has not" in found["m", "unknown"]["message"]
+    unknown = found["m", "unknown"]["message"]
+    assert "row 0, column 'label' is 'third', a label that train has not" in unknown
+    assert "train.jsonl has even, odd" in unknown
     assert "holds no tokenizer" in found["bare", "good"]["message"]
     assert "is a decoder (GPT2LMHeadModel)" in found["decoder", "good"]["message"]
 

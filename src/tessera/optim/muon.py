@@ -47,9 +47,9 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class MuonWithAdamW(Optimizer):
     """Two optimizers over one list of groups and one state.
 
-    Composer trains with a single optimizer, and a checkpoint holds one. State and groups of the
-    matrices have the names of torch's own Muon, which served here before; it steps one matrix at a
-    time and in bfloat16 whatever the device, which took as long as the rest of a step on a CPU.
+    Composer trains with a single optimizer, and a checkpoint holds one. The state of the matrices
+    is named as that of torch's own Muon, by which earlier runs were trained: it steps one matrix at
+    a time and in bfloat16 whatever the device, which on a CPU takes as long as the rest of a step.
     """
 
     def __init__(
@@ -64,11 +64,7 @@ class MuonWithAdamW(Optimizer):
         shared = {
             "lr": config.lr,
             "momentum": config.momentum,
-            "nesterov": True,
-            "ns_coefficients": _COEFFICIENTS,
-            "eps": _EPS,
-            "ns_steps": _STEPS,
-            "adjust_lr_fn": config.adjust_lr,
+            "adjust_lr": config.adjust_lr,
         }
         self._adamw = torch.optim.AdamW(
             rest,
@@ -107,7 +103,7 @@ class MuonWithAdamW(Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            rate = group["lr"] * _adjustment(group["adjust_lr_fn"], rows, columns)
+            rate = group["lr"] * _adjustment(group["adjust_lr"], rows, columns)
             for weight, update in zip(weights, _orthogonalized_each(updates), strict=True):
                 weight.add_(update, alpha=-rate)
 

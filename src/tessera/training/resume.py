@@ -260,8 +260,10 @@ def load_moments(
     steps = {p: group.get("step") for group in groups for p in group["params"]}
     continued = [_continued(group, names, steps) for group in optimizer.param_groups]
     state.load_optim_state({"optimizers": {own: {"state": slots, "param_groups": continued}}})
-    for group, own_settings in zip(optimizer.param_groups, chosen, strict=True):
-        group.update(own_settings)  # sharded, they come back as lists of what were tuples
+    for group, named in zip(optimizer.param_groups, chosen, strict=True):
+        # Sharded, a tuple of settings comes back as a list.
+        group.update({k: tuple(group[k]) for k, value in named.items() if isinstance(value, tuple)})
+    assert settings(optimizer) == chosen, "the settings in force are to be the YAML's"
     return "weights and optimizer state"
 
 
