@@ -8,21 +8,16 @@ each has a [SEP] that no text ends at.
 import numpy as np
 
 
-def next_tokens(
-    ids: np.ndarray, ends: np.ndarray, ordinary: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def next_tokens(ids: np.ndarray, ordinary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is predicted of a row, and where.
 
     Args:
-        ids: (T,) token ids, special ones included.
-        ends: (n,) where each segment ends, the last at T.
+        ids: (T,) token ids of segments that each begin with a special one: so nothing is predicted
+            from another segment.
         ordinary: (ids that can occur,) bool: not a special token.
 
     Returns:
         (M,) int32 slots before the tokens that are predicted, ascending; (M,) these tokens.
     """
-    predicted = ordinary.take(ids)
-    predicted[0] = False
-    predicted[ends[:-1]] = False  # the first of a segment: what stands before it is another's
-    targets = predicted.nonzero()[0]
+    targets = ordinary.take(ids).nonzero()[0]
     return (targets - 1).astype(np.int32), ids.take(targets)

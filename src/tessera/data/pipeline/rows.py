@@ -134,7 +134,7 @@ def make_row(
     if int(ids.max()) >= form.vocab_size:
         raise ValueError(unknown_token(pieces, streams, form.vocab_size))
     if rate is None:
-        positions, labels = next_tokens(ids, ends, form.vocabulary.ordinary)
+        positions, labels = next_tokens(ids, form.vocabulary.ordinary)
     else:
         ids, positions, labels = mask(ids, form.vocabulary, rate, draws, spans=form.spans)
     source_tokens = [0] * len(streams)
