@@ -10,14 +10,12 @@ tenths. Loss is of validation, mean of the three sources; the speed is that of
 the median step. What is finished is kept in `--runs`.
 """
 
-import argparse
 import json
 import statistics
 import sys
-from pathlib import Path
 
 from hardware import named
-from options import ROOT, mean, one_phase, records_of
+from options import mean, one_phase, parse, records_of
 
 YAML = "yamls/demo/phase1.yaml"
 
@@ -43,20 +41,7 @@ SETTINGS = {
 
 def main() -> int:
     """Train what is missing, print the table, keep the numbers; the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=400_000, help="of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[17])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="NAME=K=V ...")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo-settings")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/demo_settings.json")
-    asked = parser.parse_args()
-    if not (ROOT / "data/demo/.prepared").exists():
-        print("demo_settings.py: no text of the demo yet; run `make demo` first", file=sys.stderr)
-        return 2
+    asked = parse(__doc__, SETTINGS, "demo_settings", seeds=[17], threads=2)
     settings = {name: SETTINGS[name] for name in asked.only}
     settings |= {name: rest for name, _, rest in (each.partition("=") for each in asked.tried)}
     found = []

@@ -50,22 +50,7 @@ Losses = dict[str, float]
 
 def main() -> int:
     """Train what is missing, print the table, keep the numbers; the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=400_000, help="of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
-    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="NAME=K=V ...")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "options")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/options.json")
-    asked = parser.parse_args()
-    if not (ROOT / "data/demo/.prepared").exists():
-        print(
-            "options.py: there is no text of the demo yet; run `make demo` first", file=sys.stderr
-        )
-        return 2
+    asked = parse(__doc__, OPTIONS, "options", seeds=[17, 18, 19], threads=1)
     options = {name: OPTIONS[name] for name in dict.fromkeys([RECIPE, *asked.only])}
     options |= {name: rest for name, _, rest in (each.partition("=") for each in asked.tried)}
     found: dict[str, dict[int, Losses]] = {name: {} for name in options}
@@ -85,6 +70,34 @@ def main() -> int:
     }
     asked.out.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def parse(
+    says: str, known: Mapping[str, str], name: str, *, seeds: Sequence[int], threads: int
+) -> argparse.Namespace:
+    """What is asked of a table of trainings, each a set of overrides of a YAML of the demo.
+
+    Args:
+        says: what `--help` prints.
+        known: the overrides that have names.
+        name: of the table: its runs and its numbers are kept under it.
+        seeds: unless others are asked for.
+        threads: likewise.
+    """
+    parser = argparse.ArgumentParser(
+        description=says, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=400_000, help="of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--only", nargs="+", choices=list(known), default=list(known))
+    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="NAME=K=V ...")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/{name}.json")
+    asked = parser.parse_args()
+    if not (ROOT / "data/demo/.prepared").exists():
+        parser.error("there is no text of the demo yet; run `make demo` first")
+    return asked
 
 
 def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
