@@ -61,6 +61,7 @@ def main(folder, steps, workers):
                 digests.write(f"{batch.step} {batch.global_rows} {batch_digest(total.numpy())}\n")
             saved.with_suffix(".new").write_text(json.dumps(merge_states(shares).to_json()))
             saved.with_suffix(".new").rename(saved)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
