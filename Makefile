@@ -2,7 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
-DEMO := runs/demo
+# `make demo DEMO_MB=200`: at most so many megabytes of text of each kind, and an hour of training.
+DEMO_MB ?= 12
+LARGE := $(filter-out 12,$(DEMO_MB))
+DEMO := runs/demo$(if $(LARGE),-large)
+DEMO_DATA := data/demo$(if $(LARGE),-large)
+DEMO_YAMLS := yamls/demo$(if $(LARGE),/large)
+PREPARED := $(DEMO_DATA)/.prepared$(LARGE:%=-%)
 END := checkpoints/complete.yaml
 
 .PHONY: setup demo demo-anneal demo-eval test test-all test-floor check docs fuzz soak gpu versions clean
@@ -28,15 +34,15 @@ $(FLOOR)/.installed: pyproject.toml
 demo: setup $(DEMO)/report.html $(DEMO)/evaluation.txt
 	@cat $(DEMO)/evaluation.txt
 	@echo
-	@echo 'run folders  runs/demo/phase1 runs/demo/phase2 runs/demo/phase3 (metrics.jsonl in each)'
-	@echo 'model        runs/demo/model'
-	@echo 'report       runs/demo/report.html'
+	@echo 'run folders  $(DEMO)/phase1 $(DEMO)/phase2 $(DEMO)/phase3 (metrics.jsonl in each)'
+	@echo 'model        $(DEMO)/model'
+	@echo 'report       $(DEMO)/report.html'
 
 # A phase is done when its checkpoints say so, and again when a YAML is newer than that.
-$(DEMO)/phase1/$(END): data/demo/.prepared
+$(DEMO)/phase1/$(END): $(PREPARED)
 $(DEMO)/phase2/$(END): $(DEMO)/phase1/$(END)
-$(DEMO)/phase3/$(END): $(DEMO)/phase2/$(END) yamls/demo/phase2.yaml
-$(DEMO)/%/$(END): yamls/demo/%.yaml yamls/demo/phase1.yaml yamls/models/tiny.yaml
+$(DEMO)/phase3/$(END): $(DEMO)/phase2/$(END) $(DEMO_YAMLS)/phase2.yaml
+$(DEMO)/%/$(END): $(DEMO_YAMLS)/%.yaml $(DEMO_YAMLS)/phase1.yaml yamls/demo/phase1.yaml yamls/models/tiny.yaml
 	$(BIN)/composer main.py $<
 	touch $@
 
@@ -47,7 +53,7 @@ $(DEMO)/report.html: $(DEMO)/phase3/$(END)
 	$(BIN)/tessera report $(DEMO)/phase1 $(DEMO)/phase2 $(DEMO)/phase3 --out $@
 
 $(DEMO)/evaluation.txt: $(DEMO)/model/model.safetensors
-	$(BIN)/tessera evaluate $(DEMO)/model --config yamls/demo/phase3.yaml \
+	$(BIN)/tessera evaluate $(DEMO)/model --config $(DEMO_YAMLS)/phase3.yaml \
 		--fill 'def __init__([MASK], name):' \
 		--fill 'if value is not [MASK]:' \
 		--fill '    return [MASK].name' \
@@ -56,11 +62,15 @@ $(DEMO)/evaluation.txt: $(DEMO)/model/model.safetensors
 	mv $@.unfinished $@
 
 # Once: packages installed later would be other text, and other text another tokenizer.
-data/demo/.prepared: | setup
-	$(BIN)/python data_prep/harvest.py
-	$(BIN)/python data_prep/train_tokenizer.py
-	$(BIN)/python data_prep/tokenize.py --shard-size 1mb
+$(PREPARED): | setup
+	$(BIN)/python data_prep/harvest.py --mb $(DEMO_MB) --out $(DEMO_DATA)/text
+	$(BIN)/python data_prep/train_tokenizer.py $(addprefix $(DEMO_DATA)/text/,code science web) --out $(DEMO_DATA)/tokenizer
+	$(BIN)/python data_prep/tokenize.py --shard-size 1mb --out $(DEMO_DATA)
 	touch $@
+
+ifneq ($(and $(LARGE),$(filter demo-anneal demo-eval,$(MAKECMDGOALS))),)
+$(error demo-anneal and demo-eval are of the five minutes' demo: leave out DEMO_MB)
+endif
 
 # The demo's pre-decay checkpoint annealed on one source, beside phase 3's general mixture.
 demo-anneal: demo
@@ -82,7 +92,7 @@ demo-eval: demo
 		tasks.speed.documents=16 tasks.speed.long=1024 tasks.speed.runs=3 --out $(DEMO)/results
 
 clean:
-	rm -rf data/demo runs/demo
+	rm -rf data/demo data/demo-large runs/demo runs/demo-large
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
