@@ -1,15 +1,17 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from tessera.optim.config import AdamW, Muon, StableAdamW
+from tessera.optim.config import AdamW, Muon, Rest, StableAdamW
 from tessera.optim.muon import orthogonalized
 from tessera.optim.optimizers import (
     build_optimizer,
     decay_of_step,
+    leading_group,
     make_skippable,
     remember_peak,
     set_rate,
@@ -124,6 +126,24 @@ def test_a_step_is_only_skipped_whole(config):
         step(model, optimizer, 4)
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
     assert not torch.equal(before[0], next(models[0].parameters()))
+
+
+@pytest.mark.parametrize("decay", [0, 0.005])
+@pytest.mark.parametrize(
+    "config",
+    [StableAdamW(lr=0.3), AdamW(lr=0.3), Muon(lr=0.3, rest=Rest(lr=0.1, weight_decay=0.1))],
+    ids=lambda c: c.name,
+)
+def test_the_rate_and_decay_that_are_told_are_the_configured_ones(config, decay):
+    config = replace(config, weight_decay=decay)
+    group = leading_group(build_optimizer(config, Tied().named_parameters(), "cpu"))
+    assert (group["lr"], group["weight_decay"]) == (0.3, decay)
+
+
+def test_no_norm_is_clipped_to_for_a_part_of_the_weights():
+    with pytest.raises(ValueError, match=r"clip_norm 0.5 .* optimizer.clip_norm"):
+        Rest(clip_norm=0.5)
+    assert Rest(clip_norm=1.0).clip_norm is None  # as runs have stored it
 
 
 @pytest.mark.parametrize("config", [StableAdamW(), AdamW(), Muon()], ids=lambda c: c.name)

@@ -83,6 +83,24 @@ class AdamW:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rest(AdamW):
+    """AdamW beside Muon."""
+
+    clip_norm: float | None = None
+    """Not here: `optimizer.clip_norm` is the norm over all parameters."""
+
+    def __post_init__(self) -> None:
+        if self.clip_norm == 1.0:  # what runs have stored from when it was a default without effect
+            object.__setattr__(self, "clip_norm", None)
+        super().__post_init__()
+        if self.clip_norm is not None:
+            raise ValueError(
+                f"clip_norm {self.clip_norm} would clip nothing here: gradients are clipped all "
+                "together, by optimizer.clip_norm"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Muon:
     """Orthogonalised momentum for the layers' matrices, `rest` for everything else.
 
@@ -101,7 +119,7 @@ class Muon:
     """A step multiplies a matrix by 1 - rate * weight_decay."""
     clip_norm: float | None = None
     """Scale gradients down to this norm over all parameters; null for never."""
-    rest: AdamW = field(default_factory=AdamW)
+    rest: Rest = field(default_factory=Rest)
     """For embeddings, norms, biases; its own `lr` follows the same schedule."""
 
     def __post_init__(self) -> None:

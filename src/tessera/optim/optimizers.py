@@ -104,6 +104,15 @@ def settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
+def leading_group(optimizer: Optimizer) -> dict[str, Any]:
+    """The group whose rate and decay are the configuration's `lr` and `weight_decay`.
+
+    Of Muon the matrices, which come first; else the weights that decay, which come last.
+    """
+    groups = optimizer.param_groups
+    return groups[0] if "momentum" in groups[0] else groups[-1]
+
+
 def set_rate(optimizer: Optimizer, multiplier: float) -> None:
     """Set every group's rate to this fraction of its peak."""
     for group in optimizer.param_groups:

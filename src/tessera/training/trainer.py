@@ -27,7 +27,7 @@ from tessera.files import write_whole
 from tessera.model.attention.backends import choose
 from tessera.model.device_rate import matmul_rate
 from tessera.model.tiling import tile_weights
-from tessera.optim.optimizers import build_optimizer, remember_peak
+from tessera.optim.optimizers import build_optimizer, leading_group, remember_peak
 from tessera.paths import is_remote
 from tessera.quantities import short_number
 from tessera.tokenizer import Tokenizer, load_tokenizer
@@ -414,7 +414,7 @@ def begin(
     elif config.start_from is not None and origin is not None:
         carried = resume.start(state, logger, origin, optimizer=config.start_from.optimizer)
         say(f"{config.name}: starts from {origin.path} ({carried})")
-    group = max(state.optimizers[0].param_groups, key=lambda group: group["weight_decay"])
+    group = leading_group(state.optimizers[0])
     say(
         f"{config.name}: {config.optimizer.name} in force: peak lr {group['initial_lr']:g}, weight "
         f"decay {group['weight_decay']:g}"

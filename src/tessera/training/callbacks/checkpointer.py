@@ -15,6 +15,7 @@ from composer.loggers import Logger
 from tessera.config import to_plain
 from tessera.data.loader import Loader, merge_states
 from tessera.files import JsonObject, write_whole
+from tessera.optim.optimizers import leading_group
 from tessera.optim.schedules import decay_begins
 from tessera.tokenizer import Tokenizer
 from tessera.training import distributed, run_folder
@@ -57,7 +58,7 @@ class RunRecord(Callback):
         data: JsonObject = {}
         if batch is not None:
             data = merge_states(distributed.gather(self.loader.state_after(batch))).to_json()
-        group = max(self.train_step.optimizer.param_groups, key=lambda g: g["weight_decay"])
+        group = leading_group(self.train_step.optimizer)
         progress = {
             **asdict(self.train_step.clock),
             "duration": str(self.config.duration),

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from tessera.batch import PackedBatch, RankBatch
 from tessera.model.compilation import graphs_compiled
 from tessera.model.flops import training_flops
-from tessera.optim.optimizers import decay_of_step, make_skippable, set_rate
+from tessera.optim.optimizers import decay_of_step, leading_group, make_skippable, set_rate
 from tessera.training import distributed
 from tessera.training.callbacks.progress import (
     Clock,
@@ -154,7 +154,7 @@ class TrainStep(Callback):
             self.sinks(self._record(self.step, seconds))
 
     def _record(self, step: Step, seconds: float) -> Record:
-        group = max(self.optimizer.param_groups, key=lambda group: group["weight_decay"])
+        group = leading_group(self.optimizer)
         # A device that did more than it was measured to be able to was measured in a bad moment.
         world_size = distributed.world_size()
         done = step.flops / seconds / world_size
