@@ -38,7 +38,8 @@ demo: setup $(DEMO)/report.html $(DEMO)/evaluation.txt
 	@echo 'model        $(DEMO)/model'
 	@echo 'report       $(DEMO)/report.html'
 
-# A phase is done when its checkpoints say so, and again when a YAML is newer than that.
+# A phase is done when its checkpoints say so. Started again, since a YAML is newer, it goes on if it is
+# to be longer now; of other changes it says that they take a new run folder (`make clean`).
 $(DEMO)/phase1/$(END): $(PREPARED)
 $(DEMO)/phase2/$(END): $(DEMO)/phase1/$(END)
 $(DEMO)/phase3/$(END): $(DEMO)/phase2/$(END) $(DEMO_YAMLS)/phase2.yaml

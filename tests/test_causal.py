@@ -313,7 +313,7 @@ def test_a_masked_phase_follows_and_knows_of_it(rest, tmp_path, capsys, caplog):
     assert main(["release", str(rest), "--out", str(tmp_path / "out")]) == 0
     assert "causal" not in caplog.text, "the last phase was masked"
     card = next((tmp_path / "out").glob("*/README.md")).read_text()
-    assert "in detour, causal" in card and "fill-mask" in card
+    assert "causal ones in detour" in card and "fill-mask" in card
 
 
 def test_a_spike_is_recorded_as_of_predicted_tokens(corpus, tmp_path):

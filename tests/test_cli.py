@@ -157,6 +157,11 @@ def test_mistakes_of_value_and_missing_files_are_said_together(yaml_path, capsys
     ("change", "says"),
     [
         ("optimizer.lr=2", "optimizer.lr: 2 is far above"),
+        ("optimizer={name: muon, rest: {lr: 9}}", "optimizer.rest.lr: 9 is far above"),
+        (
+            "optimizer={name: adamw, lr: 5e-3, weight_decay: 10}",
+            "optimizer.weight_decay: 10 takes 5.0% of a weight away at every step",
+        ),
         ("model.vocab_size=512", "model.vocab_size: 512 rows for the 255 tokens of"),
         ("batch.microbatch_rows=99", "batch.microbatch_rows: 99 at a time, of the"),
         (

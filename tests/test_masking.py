@@ -245,3 +245,9 @@ def test_shapes_follow_the_rate_in_few_steps(first, last):
     assert len(set(shapes)) <= 10
     for row, rate in zip(rows, shapes, strict=True):
         assert rate_at(masking, row, 100) <= rate + 1e-12 <= rate_at(masking, row, 100) + 1 / 16
+
+
+@pytest.mark.parametrize("rate", [5e-6, 1 - 5e-6])
+def test_a_rate_that_would_mask_none_or_all_is_refused(rate):
+    with pytest.raises(ValueError, match="would mask none or all"):
+        MaskingConfig(rate=rate)

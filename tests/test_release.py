@@ -209,6 +209,20 @@ def decayed_run(run, folder):
     return folder
 
 
+def test_a_card_names_an_optimizer_that_is_not_the_recipes(run, tmp_path):
+    """The rest follows the schedule too: at half the peak, half of its own."""
+    folder, out = shutil.copytree(run, tmp_path / "phase1"), tmp_path / "out"
+    for path in sorted((folder / "checkpoints").glob("step*.pt")):
+        checkpoint = read_checkpoint(path)
+        path.unlink()
+        muon = {"name": "muon", "lr": 2 * checkpoint.learning_rate, "rest": {"lr": 0.004}}
+        settings = {**checkpoint.run_config, "optimizer": muon}
+        composer.write(replace(checkpoint, run_config=settings), path)
+    release(folder, out, about=About())
+    card = (out / SECOND / "README.md").read_text()
+    assert "optimizer: {name: muon, lr: 0.0007, rest: {lr: 0.002}}" in card
+
+
 def test_the_card_of_a_decayed_checkpoint_names_the_one_before_the_decay(run, tmp_path):
     folder, out = decayed_run(run, tmp_path / "phase3"), tmp_path / "out"
     starts = [{"after_step": 0, "ranks": 8, "device": "H100", "kind": "GPU", "versions": {}}]

@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,18 @@ def test_a_complete_phase_is_left_as_it_is(corpus, undisturbed, capsys):
     assert tiny_run.train(tiny_run.settings(corpus, undisturbed, **WHOLE_RUN)) == 0
     assert "complete already" in capsys.readouterr().out
     assert times() == before
+
+
+def test_a_complete_phase_says_what_was_changed_in_vain(corpus, undisturbed, capsys):
+    changed = tiny_run.settings(corpus, undisturbed, **WHOLE_RUN, optimizer__lr=1e-9)
+    assert tiny_run.train(changed) == 0
+    told = capsys.readouterr()
+    assert "complete already" in told.out
+    assert re.search(
+        r"not trained again; give .* run_folder.*\n  optimizer.lr: \S+ -> 1e-09\n", told.err
+    )
+    with pytest.raises(ValueError, match="another configuration(.|\n)*seed: was .*, is 99"):
+        tiny_run.train(tiny_run.settings(corpus, undisturbed, **WHOLE_RUN, seed=99))
 
 
 def test_a_complete_phase_says_so_before_torch_is_imported(corpus, undisturbed, tmp_path):

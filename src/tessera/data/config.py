@@ -61,6 +61,10 @@ class SourceConfig:
         _raise(found)
 
 
+MASK_STEPS = 1 << 16
+"""Shares of tokens to mask are multiples of one by this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
     """Masked-language modelling: which tokens are predicted, and what the model sees instead."""
@@ -82,6 +86,8 @@ class MaskingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 found.append(f"{name} is a share of the tokens, in (0, 1); got {value}")
+            elif value is not None and not 0 < round(value * MASK_STEPS) < MASK_STEPS:
+                found.append(f"{name} {value} would mask none or all: it is kept to 1/{MASK_STEPS}")
         if (self.final_rate is None) != (self.over is None):
             found.append("final_rate and over go together: set both or neither")
         if self.over is not None and (self.over.unit != "tok" or self.over.value < 1):

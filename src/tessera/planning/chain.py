@@ -158,7 +158,10 @@ def _read_altogether(plans: Sequence[Plan]) -> list[str]:
 
 
 def _masking(config: RunConfig) -> str:
-    return "causal" if config.train_data.causal else f"{config.train_data.masking.rate:.0%}"
+    if config.train_data.causal:
+        return "causal"
+    rates = (config.train_data.masking.rate, config.train_data.masking.final_rate)
+    return " to ".join(f"{rate:.0%}" for rate in rates if rate is not None)
 
 
 def _batch_slots(config: RunConfig) -> float:

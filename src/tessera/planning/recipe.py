@@ -1,6 +1,7 @@
 """A phase's settings at a glance: what somebody who knows the recipe looks for."""
 
 from tessera.model.config import ModelConfig
+from tessera.optim.config import Muon, OptimizerConfig
 from tessera.optim.schedules import FIRST
 from tessera.planning.drawing import bars
 from tessera.planning.memory import parameters
@@ -33,10 +34,7 @@ def recipe_lines(config: RunConfig, world_size: int, begins: str) -> dict[str, s
         ),
         "data": _sources(config),
         **({"objective": _CAUSAL} if config.train_data.causal else {"masking": _masking(config)}),
-        "optimizer": (
-            f"{config.optimizer.name}, lr {config.optimizer.lr:g}, "
-            f"weight decay {config.optimizer.weight_decay:g}"
-        ),
+        "optimizer": _optimizer(config.optimizer),
         "schedule": f"{config.schedule.name}  {_curve(config)}",
         "evaluation": f"every {config.evaluation.interval or 'phase'}"
         + ", by the causal loss" * config.train_data.causal,
@@ -52,6 +50,11 @@ def _model(config: ModelConfig) -> str:
         f"{config.local_attention}, theta {config.global_rope_theta:g} / "
         f"{config.local_rope_theta:g}" + (", queries and keys normed" if config.qk_norm else "")
     )
+
+
+def _optimizer(config: OptimizerConfig) -> str:
+    own = f"{config.name}, lr {config.lr:g}, weight decay {config.weight_decay:g}"
+    return own + (f"; the rest by {_optimizer(config.rest)}" if isinstance(config, Muon) else "")
 
 
 def _length(config: RunConfig) -> str:

@@ -43,6 +43,8 @@ class Run:
     """The object store that the run folder lives in; on rank 0."""
     closing: ExitStack = field(default_factory=ExitStack)
     """What to do at the end, however it comes."""
+    changed_in_vain: bool = False
+    """Whether another configuration than this one is complete, and nothing is done for this."""
 
     def fit(self) -> int:
         """Train to the end of the phase, or until told to stop.
@@ -52,7 +54,7 @@ class Run:
         """
         folder = self.config.folder
         if self.trainer is None:
-            self._settle(complete=True)
+            self._settle(complete=not self.changed_in_vain)
             self.closing.close()
             say_complete(self.config)
             return 0
@@ -146,8 +148,10 @@ def build_run(config: RunConfig) -> Run:
     with ExitStack() as closing:
         if held is not None:
             closing.callback(held.release)
-            if distributed.world_size() == 1 and _is_complete(config, held.saved):
-                return Run(config, remote=held.remote, closing=closing.pop_all())
+            complete = _complete(config, held.saved) if distributed.world_size() == 1 else None
+            if complete is not None:
+                complete.remote, complete.closing = held.remote, closing.pop_all()
+                return complete
 
         from tessera.training.trainer import build_trainer, prepare_process
 
@@ -159,8 +163,10 @@ def build_run(config: RunConfig) -> Run:
         prepare_process(config)
         saved = _same_everywhere(config, held)
         remote = held.remote if held is not None else None
-        if _is_complete(config, saved):
-            return Run(config, remote=remote, closing=closing.pop_all())
+        complete = _complete(config, saved)
+        if complete is not None:
+            complete.remote, complete.closing = remote, closing.pop_all()
+            return complete
         origin = held.origin if held is not None else None
         after_save = remote.saved if remote is not None else (lambda step: None)
         trainer = build_trainer(
@@ -169,14 +175,28 @@ def build_run(config: RunConfig) -> Run:
         return Run(config, trainer, stop, remote, closing.pop_all())
 
 
-def _is_complete(config: RunConfig, saved: "Saved | None") -> bool:
-    """Whether nothing is left to do; warns if that is so because the duration was shortened."""
+def _complete(config: RunConfig, saved: "Saved | None") -> Run | None:
+    """A run that has nothing left to do, if that is so; warns of what has been changed in vain.
+
+    Raises:
+        ValueError: the phase was trained with another seed or model than is asked for.
+    """
     if saved is None or not saved.done(config.duration):
-        return False
+        return None
+    from tessera.training.resume import resumable
+
+    changes = resumable(config, saved)
     short = cut_short(config, saved.run_config, saved.progress)
     if short is not None:
         warn(short)
-    return True
+    told = [change for change in changes if short is None or not change.startswith("duration: ")]
+    if told:
+        warn(
+            f"{config.name}: complete in {config.run_folder} since before these were changed, and "
+            "not trained again; give what is to be another run a run_folder of its own\n  "
+            + "\n  ".join(told)
+        )
+    return Run(config, changed_in_vain=bool(changes))
 
 
 def hold(config: RunConfig) -> Held:

@@ -14,6 +14,7 @@ from tessera.checkpoints import history
 from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.release.evaluations import Result, model_index
 from tessera.files import JsonObject
+from tessera.optim.config import StableAdamW
 from tessera.quantities import short_number
 
 _PACKAGES = ("tessera", "torch", "transformers", "mosaicml", "mosaicml-streaming", "torch-optimi")
@@ -300,8 +301,8 @@ def _position(checkpoint: Checkpoint) -> dict[str, Any]:
 def _phase(phase: Mapping[str, Any]) -> str:
     tokens = phase.get("tokens")
     count = f"{tokens:,}" if isinstance(tokens, int) else "an unknown number"
-    causal = ", causal," * (phase.get("objective") == "causal")
-    return f"{count} in {phase.get('phase')}{causal}"
+    causal = " causal ones" * (phase.get("objective") == "causal")
+    return f"{count}{causal} in {phase.get('phase')}"
 
 
 def _continuation(checkpoint: Checkpoint, name: str, about: About) -> str:
@@ -310,7 +311,7 @@ def _continuation(checkpoint: Checkpoint, name: str, about: About) -> str:
     rate = checkpoint.learning_rate
     lines = [f"start_from: {PurePosixPath('path/to', name)}"]
     if rate:
-        lines.append(f"optimizer: {{lr: {rate:g}}}  # the rate it stopped at")
+        lines.append(f"optimizer: {_optimizer(checkpoint, rate)}  # the rate it stopped at")
     return (
         "## To continue from here\n\nWith the learning rate it stopped at, and a decay to zero for "
         "an annealing run:\n\n```yaml\n" + "\n".join(lines) + "\n```"
@@ -327,12 +328,25 @@ def _continuation_before(checkpoint: Checkpoint, about: About) -> str:
         return said + "Start from a checkpoint before the decay."
     lines = [f"start_from: {PurePosixPath('path/to', about.before_decay)}"]
     if about.rate_before is not None:
-        lines.append(f"optimizer: {{lr: {about.rate_before:g}}}  # the rate that one stopped at")
+        optimizer = _optimizer(checkpoint, about.rate_before)
+        lines.append(f"optimizer: {optimizer}  # the rate that one stopped at")
     return (
         f"{said}Start from `{about.before_decay}`, the last checkpoint before it:\n\n```yaml\n"
         + "\n".join(lines)
         + "\n```"
     )
+
+
+def _optimizer(checkpoint: Checkpoint, rate: float) -> str:
+    """The section of a YAML for this rate; it names the optimizer where it is not the recipe's."""
+    settings = checkpoint.run_config.get("optimizer")
+    settings = settings if isinstance(settings, Mapping) else {}
+    name, peak, rest = (settings.get(key) for key in ("name", "lr", "rest"))
+    inner = [f"name: {name}"] if name not in (None, StableAdamW.name) else []
+    inner.append(f"lr: {rate:g}")
+    if isinstance(rest, Mapping) and peak and rest.get("lr"):
+        inner.append(f"rest: {{lr: {rest['lr'] * rate / peak:g}}}")
+    return f"{{{', '.join(inner)}}}"
 
 
 def _recipe(settings: Mapping[str, Any]) -> str:

@@ -9,13 +9,12 @@ from math import ceil
 
 import numpy as np
 
-from tessera.data.config import MaskingConfig
+from tessera.data.config import MASK_STEPS, MaskingConfig
 from tessera.data.randomness import Draws
 from tessera.tokenizer import Tokenizer, token_dtype
 
 # One 16-bit draw a token decides whether it is chosen and what becomes of it: the generator gives
 # 64 bits at a time, enough for four tokens.
-_SCALE = 1 << 16
 _MASKED, _MASKED_OR_REPLACED = 0.8, 0.9
 _RATE_STEPS = 32
 WORD_TOKENS = 8
@@ -27,10 +26,10 @@ an encoded picture, is cut into several: else a whole document would be masked, 
 # Integers make the shares the same on every machine: a span is at most n long with a probability of
 # (1 - 0.8**n) / (1 - 0.8**10), and 0.8 is 4/5.
 LONGEST_SPAN = 10
-_SPAN_LENGTHS = np.empty(_SCALE, np.uint8)
+_SPAN_LENGTHS = np.empty(MASK_STEPS, np.uint8)
 for _length in range(LONGEST_SPAN, 0, -1):
     _longer = 4**_length * 5 ** (LONGEST_SPAN - _length)
-    _SPAN_LENGTHS[: round(_SCALE * (5**10 - _longer) / (5**10 - 4**10))] = _length
+    _SPAN_LENGTHS[: round(MASK_STEPS * (5**10 - _longer) / (5**10 - 4**10))] = _length
 MEAN_SPAN = float(_SPAN_LENGTHS.mean())
 """Tokens of a span, or words where whole words are masked: 3.8."""
 SPAN_OF_A_TOKEN = float((_SPAN_LENGTHS.astype(float) ** 2).mean()) / MEAN_SPAN
@@ -112,7 +111,7 @@ def mask(
         that were there.
     """
     fates = _uint16(draws, len(ids))
-    chosen = round(rate * _SCALE)
+    chosen = round(rate * MASK_STEPS)
     together = spans or vocabulary.word_starts is not None
     if together:
         begins = _starts(ids, vocabulary, draws, spans=spans).nonzero()[0]
@@ -123,7 +122,7 @@ def mask(
     positions = candidates[vocabulary.ordinary.take(ids.take(candidates))]
     labels = ids.take(positions)
     if together:  # one draw chose several tokens; each has its own fate
-        fates, chosen = _uint16(draws, len(positions)), _SCALE
+        fates, chosen = _uint16(draws, len(positions)), MASK_STEPS
     else:
         fates = fates.take(positions)
 

@@ -19,6 +19,7 @@ from tessera.data.sources.source import Documents
 from tessera.data.supply import Reading, readings
 from tessera.files import JsonObject
 from tessera.model.config import ModelConfig
+from tessera.optim.config import Muon, OptimizerConfig, StableAdamW
 from tessera.paths import CACHE_VARIABLE, SOURCE, cache_folder, is_remote
 from tessera.quantities import Duration, short_number
 from tessera.schema import Section
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 MOST_RATE = 0.05
 """A peak learning rate above this is said to be hardly meant."""
+MOST_DECAY = 0.01
+"""So is a larger share of a weight that a step takes away."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +200,27 @@ def _place(named: object) -> str | None:
     return None
 
 
+def _optimizers(config: OptimizerConfig) -> list[tuple[str, OptimizerConfig]]:
+    """The optimizer, and the one beside it, each with its key."""
+    found: list[tuple[str, OptimizerConfig]] = [("optimizer", config)]
+    return [*found, ("optimizer.rest", config.rest)] if isinstance(config, Muon) else found
+
+
 def _values_in_doubt(config: RunConfig, tokenizer: Tokenizer | None) -> list[str]:
     """Values that are allowed, and hardly meant."""
     found = _without_masks(config) if config.train_data.causal else []
-    if config.optimizer.lr > MOST_RATE:
-        found.append(
-            f"optimizer.lr: {config.optimizer.lr:g} is far above what trains (the recipe's peak is "
-            "8e-4; small models take up to some 1e-2)"
-        )
+    for key, each in _optimizers(config.optimizer):
+        if each.lr > MOST_RATE:
+            found.append(
+                f"{key}.lr: {each.lr:g} is far above what trains (the recipe's peak is 8e-4; small "
+                "models take up to some 1e-2)"
+            )
+        taken = each.lr * each.weight_decay
+        if not isinstance(each, StableAdamW) and taken > MOST_DECAY:
+            found.append(
+                f"{key}.weight_decay: {each.weight_decay:g} takes {taken:.1%} of a weight away at "
+                "every step, and would erase it; 0.01 to 0.1 is usual"
+            )
     slots = config.batch.rows * config.train_data.row_tokens
     if config.duration.unit == "tok" and config.duration.value < slots:
         found.append(
