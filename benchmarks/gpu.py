@@ -7,7 +7,8 @@
 Each piece is a process of its own. Its output, its status and what it measured are in the folder
 `--out` as soon as it ends, and `summary.md` tells all on a page. A piece that ended well is not
 done again: after an interruption, or on another machine with the same folder, the same command goes
-on. A piece with another command, as `--tiny` has, is another one. Exit status: 0, or 1 if a piece failed.
+on. A piece that had another command, as with `--tiny`, is done again. Exit status: 0, or 1 if a
+piece failed.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def pieces(out: Path, *, tiny: bool) -> list[Piece]:
                 f"step-{name}",
                 f"a training step of {model} at {length} tokens, beside transformers",
                 [*command, *steps, "--out", str(out / f"step-{name}.json")],
-                _steps,
+                partial(_steps, model),
             )
         )
     found.append(
@@ -79,7 +80,7 @@ def pieces(out: Path, *, tiny: bool) -> list[Piece]:
                 *steps,
                 *("--out", str(out / "attention.json")),
             ],
-            _steps,
+            partial(_steps, settings[0][0]),
         )
     )
     name = _run_name(tiny)
@@ -104,6 +105,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="in small, on whatever is here")
     options = parser.parse_args()
     out = (options.out or Path("runs/gpu-tiny" if options.tiny else "runs/gpu")).resolve()
+    if out.exists() and not out.is_dir():
+        parser.error(f"--out {out}: is a file; name a folder")
     planned = pieces(out, tiny=options.tiny)
     unknown = set(options.only or []) - {piece.name for piece in planned}
     if unknown:
@@ -253,14 +256,16 @@ def _last_line(log: Path) -> str:
     return _tail(log, 1)
 
 
-def _steps(log: Path) -> str:
-    """The table of what train_step.py measured."""
+def _steps(model: str, log: Path) -> str:
+    """The table of what train_step.py measured of this model."""
     measured = json.loads(log.with_suffix(".json").read_text())
     lines = [
         "| variant | real tokens/s | MFU | peak GiB | compiled again | aim |",
         "|---|---|---|---|---|---|",
     ]
     for entry in measured["entries"].values():
+        if entry["model"] != model:
+            continue
         aim = AIMS.get((entry["model"], entry["max_length"]))
         for row in entry["variants"]:
             if "failed" in row:
@@ -288,7 +293,8 @@ def _run(name: str, log: Path) -> str:
     return (
         f"{len(steps)} steps, loss {steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}; median "
         f"{later[len(later) // 2]:,.0f} real tokens/s after the first third; {again} steps "
-        "compiled again. Three steps by torch's profiler (`{name}/trace.json.gz` as a timeline):\n\n"
+        f"compiled again. Three steps by torch's profiler (`{name}/trace.json.gz` as a timeline):"
+        "\n\n"
         f"```\n{shown}\n```"
     )
 

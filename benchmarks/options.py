@@ -7,8 +7,8 @@
 
 `A >> B` is a run in two phases: A for a quarter of the tokens, then B, which starts from it and
 goes on with the rows after it. Runs of one seed read the same rows, and as many tokens. What is
-finished is kept in `--runs` and not done again; another setting is another run. A difference is the mean over seeds of an option's
-loss less the recipe's, with its standard error.
+finished is kept in `--runs` and not done again; another setting is another run. A difference is the
+mean over seeds of an option's loss less the recipe's, with its standard error.
 """
 
 import argparse

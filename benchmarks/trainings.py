@@ -43,9 +43,9 @@ def parse(
     arguments: Sequence[str] | None = None,
     always: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """What is asked of a table of trainings; `settings` of it are overrides by what they are called.
+    """What is asked of a table of trainings; ends with exit status 2 if it makes no sense.
 
-    Ends with exit status 2 if it makes no sense.
+    `settings` of what is returned are the overrides to train with, by what they are called.
 
     Args:
         says: what `--help` prints.
