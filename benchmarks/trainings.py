@@ -80,8 +80,10 @@ def parse(
             parser.error(f"--try '{tried}=...' is there twice; each has a name of its own")
         seen.add(tried)
         asked.settings[tried] = overrides
-    for tried, overrides in asked.settings.items():
-        for seed in asked.seeds if tried == next(iter(asked.settings)) else asked.seeds[:1]:
+    order = sorted(asked.settings, key=lambda each: each not in seen)
+    for tried in order:
+        overrides = asked.settings[tried]
+        for seed in asked.seeds if tried == order[0] else asked.seeds[:1]:
             try:
                 check(overrides, seed, asked.tokens)
             except ConfigError as error:
