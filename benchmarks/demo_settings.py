@@ -6,16 +6,25 @@
 
 Each is one phase of 128-token documents in a batch of two rows, with Muon and a dropout of 0.1, but
 for what its name says; the rate rises over a twelfth of the tokens and falls over the last three
-tenths. Loss is of validation, mean of the three sources; the speed is that of
-the median step. What is finished is kept in `--runs`.
+tenths. Loss is of validation, mean of the three sources; the speed is that of the median step. What
+is finished is kept in `--runs`; another setting is another run.
 """
 
-import json
 import statistics
 import sys
+from collections.abc import Sequence
 
 from hardware import named
-from options import mean, one_phase, parse, records_of
+from trainings import (
+    check_comparable,
+    check_phase,
+    last_losses,
+    mean,
+    one_phase,
+    parse,
+    records_of,
+    write,
+)
 
 YAML = "yamls/demo/phase1.yaml"
 
@@ -39,24 +48,20 @@ SETTINGS = {
 """Overrides of the demo's phase 1 without its growing batch, by what they are called."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, print the table, keep the numbers; the exit status."""
-    asked = parse(__doc__, SETTINGS, "demo_settings", seeds=[17], threads=2)
-    settings = {name: SETTINGS[name] for name in asked.only}
-    settings |= {name: rest for name, _, rest in (each.partition("=") for each in asked.tried)}
+    asked = parse(
+        __doc__, SETTINGS, "demo_settings", check, seeds=[17], threads=2, arguments=arguments
+    )
     found = []
     print("| setting | steps | validation loss | tokens/s |\n|---|---|---|---|", flush=True)
-    for name, overrides in settings.items():
+    for name, overrides in asked.settings.items():
         losses, steps = [], []
         for seed in asked.seeds:
-            folder = asked.runs / f"{name.replace(' ', '-')}-{seed}-{asked.tokens}"
-            shape = "batch.warmup=null model.attention_output_dropout=0.1"
-            shape += f" schedule.warmup={asked.tokens // 12}tok"
-            shape += f" schedule.decay={3 * asked.tokens // 10}tok"
-            scores = one_phase(
-                folder, f"{shape} {overrides}", seed, asked.tokens, asked.threads, YAML
+            folder = one_phase(
+                asked, name, f"{shape(asked.tokens)} {overrides}", seed, asked.tokens, YAML
             )
-            losses.append(mean(scores))
+            losses.append(mean(last_losses(folder, asked.tokens)))
             steps += [record for record in records_of(folder) if record["kind"] == "step"]
         speed = statistics.median(step["tokens_per_second"] for step in steps)
         one = {
@@ -70,8 +75,25 @@ def main() -> int:
         print(f"| {name} | {one['steps']} | {said} | {round(speed):,} |", flush=True)
         found.append(one)
     kept = {"hardware": named(), "yaml": YAML, "tokens": asked.tokens, "settings": found}
-    asked.out.write_text(json.dumps(kept, indent=2) + "\n")
+    write(asked, kept)
     return 0
+
+
+def check(overrides: str, seed: int, tokens: int) -> None:
+    """Look at a setting before anything is trained.
+
+    Raises:
+        ConfigError: it cannot be trained, or not be compared with the others.
+    """
+    check_comparable(check_phase(YAML, f"{shape(tokens)} {overrides}", seed, tokens))
+
+
+def shape(tokens: int) -> str:
+    """Overrides of a phase of so many tokens: how its rate rises and falls, and what all have."""
+    return (
+        "batch.warmup=null model.attention_output_dropout=0.1 "
+        f"schedule.warmup={tokens // 12}tok schedule.decay={3 * tokens // 10}tok"
+    )
 
 
 if __name__ == "__main__":

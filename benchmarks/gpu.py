@@ -2,23 +2,26 @@
 
     make gpu                                         all of it, into runs/gpu
     python benchmarks/gpu.py --only tests run        some pieces
-    python benchmarks/gpu.py --tiny --out /tmp/gpu   every piece in small, on a CPU
+    python benchmarks/gpu.py --tiny                  every piece in small, on a CPU: runs/gpu-tiny
 
 Each piece is a process of its own. Its output, its status and what it measured are in the folder
 `--out` as soon as it ends, and `summary.md` tells all on a page. A piece that ended well is not
 done again: after an interruption, or on another machine with the same folder, the same command goes
-on. Exit status: 0, or 1 if a piece failed.
+on. A piece that had another command, as with `--tiny`, is done again. Exit status: 0, or 1 if a
+piece failed.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,7 @@ def pieces(out: Path, *, tiny: bool) -> list[Piece]:
                 f"step-{name}",
                 f"a training step of {model} at {length} tokens, beside transformers",
                 [*command, *steps, "--out", str(out / f"step-{name}.json")],
-                _steps,
+                partial(_steps, model),
             )
         )
     found.append(
@@ -77,15 +80,16 @@ def pieces(out: Path, *, tiny: bool) -> list[Piece]:
                 *steps,
                 *("--out", str(out / "attention.json")),
             ],
-            _steps,
+            partial(_steps, settings[0][0]),
         )
     )
+    name = _run_name(tiny)
     found.append(
         Piece(
             "run",
             "a run through Composer with a trace of three steps",
-            [python, str(REPOSITORY / "main.py"), str(out / "run.yaml")],
-            _run,
+            [python, str(REPOSITORY / "main.py"), str(out / f"{name}.yaml")],
+            partial(_run, name),
         )
     )
     return found
@@ -96,19 +100,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--out", type=Path, help="runs/gpu; with --tiny runs/gpu-tiny")
     parser.add_argument("--only", nargs="+", metavar="PIECE")
     parser.add_argument("--tiny", action="store_true", help="in small, on whatever is here")
     options = parser.parse_args()
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    out = (options.out or Path("runs/gpu-tiny" if options.tiny else "runs/gpu")).resolve()
+    if out.exists() and not out.is_dir():
+        parser.error(f"--out {out}: is a file; name a folder")
     planned = pieces(out, tiny=options.tiny)
     unknown = set(options.only or []) - {piece.name for piece in planned}
     if unknown:
         parser.error(f"no piece {sorted(unknown)}; there are {[p.name for p in planned]}")
     if not options.tiny and not _has_gpu():
         parser.error("no CUDA device here; --tiny tries this command without one")
-    if not (out / "run.yaml").exists():
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / f"{_run_name(options.tiny)}.yaml").exists():
         prepare_run(out, tiny=options.tiny)
     for piece in planned:
         if options.only is None or piece.name in options.only:
@@ -162,24 +168,27 @@ def prepare_run(out: Path, *, tiny: bool) -> None:
     from tessera.data.preparation.mds_writer import write_shards
     from tessera.tokenizer import load_tokenizer
 
+    name = _run_name(tiny)
+    corpus = out / ("corpus" if not tiny else f"{name}-corpus")
+    shutil.rmtree(corpus, ignore_errors=True)  # of an interrupted call
     length, tokens = (64, 20_000) if tiny else (1024, 4_000_000)
-    tiny_run.make_corpus(out / "corpus", documents=40)
+    tiny_run.make_corpus(corpus, documents=40)
     rng = default_rng(0)
     lengths = np.clip(rng.lognormal(6.0, 1.0, 2 * tokens // 400), 16, 4 * length).astype(int)
     documents = (
         (f"d{i}", rng.integers(5, 250, n).astype(np.uint16)) for i, n in enumerate(lengths)
     )
     write_shards(
-        out / "corpus" / "long" / "train",
+        corpus / "long" / "train",
         documents,
         vocab_size=255,
-        tokenizer_fingerprint=load_tokenizer(out / "corpus" / "tokenizer").fingerprint,
+        tokenizer_fingerprint=load_tokenizer(corpus / "tokenizer").fingerprint,
     )
     plain: dict[str, Any] = tiny_run.settings(
-        out / "corpus", out / "run", duration="12ba" if tiny else "120ba"
+        corpus, out / name, duration="12ba" if tiny else "120ba"
     )
     plain["train_data"]["sources"]["long"] = {
-        "local": str(out / "corpus" / "long"),
+        "local": str(corpus / "long"),
         "weight": 8.0,
         "validation_split": None,
     }
@@ -189,7 +198,12 @@ def prepare_run(out: Path, *, tiny: bool) -> None:
         plain["model"] = {"vocab_size": 50368}
         plain["train_data"] |= {"max_seq_len": length, "row_tokens": 8192, "lanes": 96}
         plain["batch"] = {"rows": 96, "microbatch_rows": 12}
-    (out / "run.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    (out / f"{name}.yaml").write_text(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _run_name(tiny: bool) -> str:
+    """Of the run's folder and YAML: one in small is not gone on with in full."""
+    return "tiny-run" if tiny else "run"
 
 
 # ---- the page
@@ -218,8 +232,16 @@ def summary(planned: list[Piece], out: Path) -> str:
 
 
 def _ended(piece: Piece, out: Path) -> dict[str, Any]:
+    """How a piece ended; nothing if it did not, or if what ended had another command."""
     path = out / f"{piece.name}.ended.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    ended = json.loads(path.read_text()) if path.exists() else {}
+    return ended if _same(ended.get("command", []), piece.command) else {}
+
+
+def _same(one: list[str], other: list[str]) -> bool:
+    """Whether two commands ask for the same: on another machine their paths begin otherwise."""
+    plain = [[word.rsplit("/", 1)[-1] for word in command[1:]] for command in (one, other)]
+    return plain[0] == plain[1]
 
 
 def _tail(log: Path, lines: int) -> str:
@@ -234,14 +256,16 @@ def _last_line(log: Path) -> str:
     return _tail(log, 1)
 
 
-def _steps(log: Path) -> str:
-    """The table of what train_step.py measured."""
+def _steps(model: str, log: Path) -> str:
+    """The table of what train_step.py measured of this model."""
     measured = json.loads(log.with_suffix(".json").read_text())
     lines = [
         "| variant | real tokens/s | MFU | peak GiB | compiled again | aim |",
         "|---|---|---|---|---|---|",
     ]
     for entry in measured["entries"].values():
+        if entry["model"] != model:
+            continue
         aim = AIMS.get((entry["model"], entry["max_length"]))
         for row in entry["variants"]:
             if "failed" in row:
@@ -257,9 +281,9 @@ def _steps(log: Path) -> str:
     return "\n".join(lines)
 
 
-def _run(log: Path) -> str:
+def _run(name: str, log: Path) -> str:
     """Speed and losses of the run, and where the time of the traced steps went."""
-    folder = log.parent / "run"
+    folder = log.parent / name
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["kind"] == "step"]
     later = sorted(record["tokens_per_second"] for record in steps[len(steps) // 3 :])
@@ -269,7 +293,8 @@ def _run(log: Path) -> str:
     return (
         f"{len(steps)} steps, loss {steps[0]['loss']:.3f} to {steps[-1]['loss']:.3f}; median "
         f"{later[len(later) // 2]:,.0f} real tokens/s after the first third; {again} steps "
-        "compiled again. Three steps by torch's profiler (`run/trace.json.gz` as a timeline):\n\n"
+        f"compiled again. Three steps by torch's profiler (`{name}/trace.json.gz` as a timeline):"
+        "\n\n"
         f"```\n{shown}\n```"
     )
 

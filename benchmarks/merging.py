@@ -7,23 +7,35 @@
 A decay is the demo's phase 3 with another `train_data.seed`; `tessera merge` averages a group's
 decays, and the last checkpoints of its first decay; `tessera evaluate` gives the loss of all of
 them on the same validation documents with the same masks. What is finished is kept in `--runs`
-and not done again.
+and not done again; decays of another checkpoint, or of other settings, are others.
 """
 
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hardware import named
-from options import last_losses
+from trainings import (
+    ROOT,
+    add_places,
+    digest,
+    in_a_line,
+    is_finished,
+    ran,
+    run_folder,
+    settle_places,
+    train,
+    whole,
+    write,
+)
 
-ROOT = Path(__file__).parents[1]
+from tessera.cli.arguments import load_run_config
+from tessera.config import ConfigError
+
 YAML = "yamls/demo/phase3.yaml"
 MERGE, LAST = "merge", "last"
 """Names of the two averages of a group, in `--runs` and in the numbers."""
@@ -32,27 +44,9 @@ Group = dict[str, float]
 """Validation loss of a group's decays, by seed, and of its two averages."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Decay, average, evaluate; print the table and keep the numbers. The exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--start", default="runs/demo/phase2", help="a run folder or checkpoint")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of each decay")
-    parser.add_argument("--groups", type=int, default=3)
-    parser.add_argument("--decays", type=int, default=3, help="of each group")
-    parser.add_argument("--last", type=int, default=3, help="checkpoints of one decay to average")
-    parser.add_argument("--every", type=int, default=20, help="checkpoints are a decay's 1/N apart")
-    parser.add_argument("--validation", type=int, default=100_000, help="tokens of each source")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "merging")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/merging.json")
-    asked = parser.parse_args()
-    if not (ROOT / asked.start).exists():
-        print(f"merging.py: there is no {asked.start} yet; run `make demo` first", file=sys.stderr)
-        return 2
-    if asked.decays < 2 or not 2 <= asked.last <= asked.every:
-        parser.error("an average takes two: --decays 2 and --last 2 at least, --last up to --every")
+    asked = parse(arguments)
     found = []
     for number in range(asked.groups):
         found.append(group([100 * (number + 1) + n for n in range(asked.decays)], asked))
@@ -67,33 +61,77 @@ def main() -> int:
         "last": f"{asked.last} checkpoints, {asked.tokens // asked.every} tokens apart",
         "validation_loss": found,
     }
-    asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(asked, result)
     return 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What is asked; ends with exit status 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--start", default="runs/demo/phase2", help="a run folder or checkpoint")
+    add("--tokens", type=whole(1), default=400_000, help="of each decay")
+    add("--groups", type=whole(1), default=3)
+    add("--decays", type=whole(2), default=3, help="of each group")
+    add("--last", type=whole(2), default=3, help="checkpoints of one decay to average")
+    add("--every", type=whole(2), default=20, help="checkpoints are a decay's 1/N apart")
+    add("--validation", type=whole(1), default=100_000, help="tokens of each source")
+    add("--threads", type=whole(1), default=2)
+    add_places(parser, "merging")
+    asked = parser.parse_args(arguments)
+    settle_places(parser, asked, "merging")
+    if asked.last > asked.every:
+        parser.error(f"--last {asked.last}: a decay has --every {asked.every} checkpoints")
+    if asked.tokens < asked.every:
+        parser.error(
+            f"--tokens {asked.tokens}: no {asked.every} checkpoints (--every) fit into so few"
+        )
+    try:
+        config = load_run_config(str(ROOT / YAML), settings(0, asked))
+        step = config.batch.rows * config.train_data.row_tokens
+        if asked.tokens < asked.last * step:
+            parser.error(
+                f"--tokens {asked.tokens}: {asked.last} checkpoints (--last) take as many steps of "
+                f"up to {step:,} tokens, so {asked.last * step:,} at least"
+            )
+        if not (ROOT / asked.start).exists():
+            parser.error(f"there is no {asked.start} yet; run `make demo` first")
+        run_folder(asked, "decay", config)  # there is a checkpoint
+    except (ConfigError, ValueError) as error:
+        parser.error(in_a_line(error))
+    return asked
 
 
 def group(seeds: Sequence[int], asked: argparse.Namespace) -> Group:
     """Losses of decays of these seeds, of their average, and of the end of the first averaged."""
-    folders = {str(seed): asked.runs / f"decay-{seed}-{asked.tokens}" for seed in seeds}
-    for seed, folder in folders.items():
-        decay(folder, seed, asked)
+    folders = {str(seed): decay(seed, asked) for seed in seeds}
     first = folders[str(seeds[0])]
     tail = sorted((first / "checkpoints").glob("step*.pt"))[-asked.last :]
     if len(tail) < asked.last:
         raise SystemExit(f"{first}: holds {len(tail)} checkpoints, not {asked.last}; remove it")
-    size = f"{asked.tokens}-{asked.decays}"
+    own = digest([folder.name for folder in folders.values()])
     averages = {
-        MERGE: average(list(folders.values()), asked.runs / f"merge-{seeds[0]}-{size}.pt", asked),
+        MERGE: average(list(folders.values()), asked.runs / f"merge-{seeds[0]}-{own}.pt", asked),
         LAST: average(tail, first / f"last-{asked.last}.pt", asked),
     }
     return losses({**folders, **averages}, asked)
 
 
-def decay(folder: Path, seed: str, asked: argparse.Namespace) -> None:
-    """Train one decay, if it is not there."""
-    if last_losses(folder, asked.tokens) is not None:
-        return
-    settings = {
-        "run_folder": folder,
+def decay(seed: int, asked: argparse.Namespace) -> Path:
+    """The folder of a decay, which is trained if it is not there."""
+    overrides = settings(seed, asked)
+    config = load_run_config(str(ROOT / YAML), overrides)
+    folder = run_folder(asked, f"decay-{seed}-{asked.tokens}", config)
+    if not is_finished(folder, asked.tokens):
+        train(folder, YAML, overrides, asked.threads)
+    return folder
+
+
+def settings(seed: int, asked: argparse.Namespace) -> list[str]:
+    """Overrides of a decay."""
+    each = {
         "start_from": asked.start,
         "duration": f"{asked.tokens}tok",
         "schedule.decay": f"{asked.tokens}tok",
@@ -103,8 +141,7 @@ def decay(folder: Path, seed: str, asked: argparse.Namespace) -> None:
         "checkpoints.interval": f"{asked.tokens // asked.every}tok",
         "checkpoints.keep": asked.last,
     }
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    ran([sys.executable, "main.py", YAML, *overrides], asked.threads)
+    return [f"{key}={value}" for key, value in each.items()]
 
 
 def average(checkpoints: Sequence[Path], out: Path, asked: argparse.Namespace) -> Path:
@@ -130,15 +167,6 @@ def losses(models: Mapping[str, Path], asked: argparse.Namespace) -> Group:
 def tessera(command: str) -> list[str]:
     """The beginning of a command of ours, from this environment."""
     return [sys.executable, "-m", "tessera.cli.main", command]
-
-
-def ran(command: Sequence[str], threads: int) -> str:
-    """What a command printed; ends the benchmark where one fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def table(found: Sequence[Group], last: int) -> list[str]:

@@ -7,23 +7,31 @@
 
 `A >> B` is a run in two phases: A for a quarter of the tokens, then B, which starts from it and
 goes on with the rows after it. Runs of one seed read the same rows, and as many tokens. What is
-finished is kept in `--runs` and not done again. A difference is the mean over seeds of an option's
-loss less the recipe's, with its standard error.
+finished is kept in `--runs` and not done again; another setting is another run. A difference is the
+mean over seeds of an option's loss less the recipe's, with its standard error.
 """
 
 import argparse
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from hardware import named
+from trainings import (
+    Losses,
+    check_comparable,
+    check_phase,
+    last_losses,
+    mean,
+    one_phase,
+    parse,
+    records_of,
+    write,
+)
 
-ROOT = Path(__file__).parents[1]
+from tessera.config import ConfigError
+
 YAML = "yamls/demo/recipe.yaml"
 RECIPE = "recipe"
 OPTIONS = {
@@ -43,21 +51,25 @@ OPTIONS = {
 """Overrides of `YAML`, by what they are called."""
 FIRST = 0.25
 """The first phase's share of the tokens; the batch grows, and the rate rises, in it alone."""
-
-Losses = dict[str, float]
-"""Of validation, by source."""
+TWO = " >> "
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, print the table, keep the numbers; the exit status."""
-    asked = parse(__doc__, OPTIONS, "options", seeds=[17, 18, 19], threads=1)
-    options = {name: OPTIONS[name] for name in dict.fromkeys([RECIPE, *asked.only])}
-    options |= {name: rest for name, _, rest in (each.partition("=") for each in asked.tried)}
-    found: dict[str, dict[int, Losses]] = {name: {} for name in options}
+    asked = parse(
+        __doc__,
+        OPTIONS,
+        "options",
+        check,
+        seeds=[17, 18, 19],
+        threads=1,
+        arguments=arguments,
+        always=[RECIPE],
+    )
+    found: dict[str, dict[int, Losses]] = {name: {} for name in asked.settings}
     for seed in asked.seeds:  # the recipe and the options in turns
-        for name, overrides in options.items():
-            folder = asked.runs / f"{name.replace(' ', '-')}-{seed}-{asked.tokens}"
-            found[name][seed] = trained(folder, overrides, seed, asked.tokens, asked.threads)
+        for name, overrides in asked.settings.items():
+            found[name][seed] = trained(asked, name, overrides, seed)
             print(f"{name}, seed {seed}: {mean(found[name][seed]):.4f}", flush=True)
     print()
     print("\n".join(table(found)))
@@ -65,96 +77,60 @@ def main() -> int:
         "hardware": named(),
         "yaml": YAML,
         "tokens": asked.tokens,
-        "overrides": options,
+        "overrides": asked.settings,
         "validation_loss": found,
     }
-    asked.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(asked, result)
     return 0
 
 
-def parse(
-    says: str, known: Mapping[str, str], name: str, *, seeds: Sequence[int], threads: int
-) -> argparse.Namespace:
-    """What is asked of a table of trainings, each a set of overrides of a YAML of the demo.
+def check(overrides: str, seed: int, tokens: int) -> None:
+    """Look at the phases of an option before anything is trained.
 
-    Args:
-        says: what `--help` prints.
-        known: the overrides that have names.
-        name: of the table: its runs and its numbers are kept under it.
-        seeds: unless others are asked for.
-        threads: likewise.
+    Raises:
+        ConfigError: it cannot be trained, or not be compared with the recipe.
     """
-    parser = argparse.ArgumentParser(
-        description=says, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tokens", type=int, default=400_000, help="of each run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
-    parser.add_argument("--threads", type=int, default=threads)
-    parser.add_argument("--only", nargs="+", choices=list(known), default=list(known))
-    parser.add_argument("--try", dest="tried", action="append", default=[], metavar="NAME=K=V ...")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / name)
-    parser.add_argument("--out", type=Path, default=ROOT / f"benchmarks/results/{name}.json")
-    asked = parser.parse_args()
-    if not (ROOT / "data/demo/.prepared").exists():
-        parser.error("there is no text of the demo yet; run `make demo` first")
-    return asked
-
-
-def trained(folder: Path, overrides: str, seed: int, tokens: int, threads: int) -> Losses:
-    """Validation losses at the end of a run, which is done if it is not there."""
-    growth = f"batch.warmup.over={tokens // 4}tok schedule.warmup={tokens // 12}tok"
-    first, two, second = overrides.partition(" >> ")
+    first, two, second = overrides.partition(TWO)
     if not two:
-        return one_phase(folder, f"{growth} {overrides}", seed, tokens, threads)
-    before = folder.with_name(f"{folder.name}-first")
-    one_phase(before, f"{growth} {first}", seed, int(FIRST * tokens), threads)
-    steps = [record for record in records_of(before) if record["kind"] == "step"]
-    done, rows = steps[-1]["tokens"], sum(step["rows"] for step in steps)
-    onward = f"start_from={before} train_data.skip_rows=[0-{rows - 1}] batch.warmup=null"
-    onward += " schedule.warmup=0tok"
-    return one_phase(folder, f"{onward} {second}", seed, tokens - done, threads)
+        check_comparable(check_phase(YAML, f"{growth(tokens)} {first}", seed, tokens))
+        return
+    before = check_phase(YAML, f"{growth(tokens)} {first}", seed, max(1, int(FIRST * tokens)))
+    left, step = tokens - int(FIRST * tokens), before.batch.rows * before.train_data.row_tokens
+    if left <= step:
+        raise ConfigError(
+            f"--tokens {tokens}: too few for two phases; the second needs more than the {step:,} "
+            f"of a step, so give more than {int(step / (1 - FIRST)):,}"
+        )
+    check_comparable(check_phase(YAML, f"{onward('runs/first', 1)} {second}", seed, left))
 
 
-def one_phase(
-    folder: Path, overrides: str, seed: int, tokens: int, threads: int, yaml: str = YAML
-) -> Losses:
-    """Validation losses at the end of a phase, which is done if it is not there."""
-    if (losses := last_losses(folder, tokens)) is not None:
-        return losses
-    rest = "evaluation.interval=null evaluation.at_end=true checkpoints.interval=null"
-    settings = f"{rest} {overrides}".format(tokens=tokens).split()
-    settings += [f"run_folder={folder}", f"duration={tokens}tok", f"seed={seed}"]
-    done = subprocess.run(
-        [sys.executable, "main.py", yaml, *settings],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
+def trained(asked: argparse.Namespace, name: str, overrides: str, seed: int) -> Losses:
+    """Validation losses at the end of a run, which is done if it is not there."""
+    tokens = asked.tokens
+    first, two, second = overrides.partition(TWO)
+    start = f"{growth(tokens)} {first}"
+    if not two:
+        folder = one_phase(asked, name, start, seed, tokens, YAML)
+    else:
+        before = one_phase(asked, f"{name}-first", start, seed, int(FIRST * tokens), YAML)
+        steps = [record for record in records_of(before) if record["kind"] == "step"]
+        rest = f"{onward(str(before), sum(step['rows'] for step in steps))} {second}"
+        tokens -= steps[-1]["tokens"]
+        folder = one_phase(asked, name, rest, seed, tokens, YAML)
+    return last_losses(folder, tokens)
+
+
+def growth(tokens: int) -> str:
+    """How the batch and the rate grow at the beginning of so many tokens."""
+    return f"batch.warmup.over={tokens // 4}tok schedule.warmup={tokens // 12}tok"
+
+
+def onward(before: str, rows: int) -> str:
+    """What makes a phase go on from a run folder, with the rows after those it read."""
+    return (
+        f"start_from={before} train_data.skip_rows=[0-{rows - 1}] batch.warmup=null "
+        "schedule.warmup=0tok"
     )
-    losses = last_losses(folder, tokens)
-    if done.returncode or losses is None:
-        raise SystemExit(f"{folder}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
-    return losses
-
-
-def last_losses(folder: Path, tokens: int) -> Losses | None:
-    """What a finished run ended with; None if it is not finished."""
-    ends = [r for r in records_of(folder) if r["kind"] == "evaluation" and r["tokens"] >= tokens]
-    return {name: one["loss"] for name, one in ends[-1]["sources"].items()} if ends else None
-
-
-def records_of(folder: Path) -> list[dict]:
-    """What a run recorded; nothing if it has not begun."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
-
-
-def mean(losses: Losses) -> float:
-    """Over the sources, each alike."""
-    return statistics.fmean(losses.values())
 
 
 def table(found: Mapping[str, Mapping[int, Losses]]) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py                                     the published phases
     python benchmarks/scaling.py yamls/phase1.yaml --gpus 8,64,512 --gpu h100 --network ethernet
-    python benchmarks/scaling.py --set hop_host=1e-6                 another of the stated numbers
+    python benchmarks/scaling.py --set unpickle=1e-6                 another of the stated numbers
     python benchmarks/scaling.py --measure                           the formula beside real ranks
 
 A step is the microbatches of a rank, what of the gradients' all-reduce outlasts the backward pass,

@@ -10,7 +10,8 @@ measured, and one that fails with what it failed of.
 
 A step is forward, backward and optimizer on documents of log-normal lengths, other ones each time;
 tokens are real ones, padding counts nothing. Utilisation is against a matrix product timed in the
-same run.
+same run. Exit status: 0; 1 if no variant of a setting could be measured; 2 if what is asked makes
+no sense.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -32,7 +33,9 @@ import torch
 from hardware import named
 from measuring import Timer, parts_of_a_step
 from models import MODELS
+from trainings import whole
 from workloads import (
+    StoredLengths,
     Variant,
     Workload,
     draw_workload,
@@ -42,39 +45,62 @@ from workloads import (
     transformers_variant,
 )
 
-from tessera.model.attention.backends import survey
+from tessera.config import ConfigError, mistake
+from tessera.model.attention.backends import choose, survey
 from tessera.model.compilation import graph_breaks
 from tessera.model.config import ModelConfig
 from tessera.model.device_rate import matmul_rate
 
+CONFIG = "yamls/demo/phase2.yaml"
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = [("base", 1024), ("base", 8192), ("large", 1024), ("large", 8192)]
 SLOTS = {"base": 98_304, "large": 49_152}
 """Token slots of a step on a GPU: what leaves room on 80 GB without recomputing activations."""
 
 
-def main() -> None:
-    """Measure one setting, or start a process for each of the published ones."""
-    options = parse()
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and options.model is None and options.max_length is None:
-        measure_published(options)
-    else:
-        measure_setting(options, device)
+LEAST_SLOTS = 64
+"""Of a step: so many hold a masked token."""
+FIRST_WORD = 5
+"""Ids below are special tokens; documents are drawn from this one on."""
 
 
-def parse() -> argparse.Namespace:
-    """What to measure."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure one setting, or start a process for each of the published ones; the exit status."""
+    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(arguments)
+    try:
+        device = device_of(options.device)
+        published = device.type == "cuda" and options.model is None and options.max_length is None
+        model = options.model or ("tiny" if device.type == "cpu" else "base")
+        settings = PUBLISHED if published else [(model, options.max_length or 512)]
+        for each, length in settings:
+            check(options, device, each, length)
+        stored = None
+        if options.lengths == "shards":
+            stored = stored_lengths(options.config or CONFIG, settings[0][1])
+    except (ConfigError, ValueError, OSError) as error:
+        if (said := mistake(error)) is None:
+            raise
+        parser.error(" ".join(said.split()))
+    if published:
+        return measure_published(options, arguments)
+    return measure_setting(options, device, *settings[0], stored)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, help="tiny on a CPU, base on a GPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=N", help="num_hidden_layers=8")
-    parser.add_argument("--max-length", type=int, help="of a document, in tokens; 512")
-    parser.add_argument("--min-length", type=int, default=8)
+    parser.add_argument("--max-length", type=whole(1), help="of a document, in tokens; 512")
+    parser.add_argument("--min-length", type=whole(1), default=8)
     parser.add_argument(
         "--lengths", choices=["log-normal", "uniform", "fixed", "shards"], default="log-normal"
     )
-    parser.add_argument("--config", default="yamls/demo/phase2.yaml", help="whose shards")
-    parser.add_argument("--slots", type=int, help="token slots of a step; 8192 on a CPU")
+    parser.add_argument("--config", help=f"whose shards; {CONFIG}")
+    parser.add_argument(
+        "--slots", type=whole(LEAST_SLOTS), help="token slots of a step; 8192 on a CPU"
+    )
     parser.add_argument("--attention", default="auto", help="a backend, 'auto', or 'all'")
     parser.add_argument("--no-compile", action="store_true", help="leave ours uncompiled on a GPU")
     parser.add_argument("--checkpoint", action="store_true", help="ours recomputes activations")
@@ -82,45 +108,136 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--two-of-theirs", action="store_true", help="transformers' most common and best alone"
     )
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps per variant and round")
-    parser.add_argument("--warm-up", type=int, default=3, help="steps of each variant before")
+    parser.add_argument("--rounds", type=whole(1), default=4)
+    parser.add_argument(
+        "--steps", type=whole(1), default=4, help="timed steps per variant and round"
+    )
+    parser.add_argument("--warm-up", type=whole(0), default=3, help="steps of each variant before")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all there is to measure")
-    parser.add_argument("--threads", type=int, default=2, help="on a CPU")
+    parser.add_argument("--threads", type=whole(1), default=2, help="on a CPU")
     parser.add_argument("--device", help="cpu, or a GPU such as cuda:0")
     parser.add_argument("--out", type=Path, help="the file to write; results/<device>.json")
-    return parser.parse_args()
+    return parser
 
 
-def measure_published(options: argparse.Namespace) -> None:
-    """Each of the published settings in a process of its own, in equal shares of the time left."""
+def device_of(name: str | None) -> torch.device:
+    """The device of this name, or the one that is here.
+
+    Raises:
+        ConfigError: there is none such.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: cpu, or a GPU such as cuda:0")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: there are {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def check(options: argparse.Namespace, device: torch.device, model: str, length: int) -> None:
+    """Look at what is asked of a model and a length before anything is measured.
+
+    Raises:
+        ConfigError: it makes no sense.
+        ValueError: from a shape of a model, or a backend, that cannot be.
+    """
+    config = shape_of(model, options.set)
+    if options.min_length > length:
+        raise ConfigError(f"--min-length {options.min_length} is over --max-length {length}")
+    if options.lengths != "shards" and options.config is not None:
+        raise ConfigError("--config is only read for its shards: add --lengths shards")
+    if not options.minutes > 0:
+        raise ConfigError(f"--minutes must be positive; got {options.minutes:g}")
+    if options.attention != "all":
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            choose(options.attention, device, dtype, config.head_size)
+        except ValueError as error:
+            said = str(error).removeprefix("attention: ")
+            raise ConfigError(f"--attention {options.attention}: {said}") from None
+    path = options.out or default_path(device)
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: is a folder; name a file in it")
+    if files := [str(parent) for parent in path.parents if parent.is_file()]:
+        raise ConfigError(f"--out {path}: {files[0]} is a file")
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {"entries": {}}
+    except ValueError:
+        known = {}
+    if not isinstance(known, dict) or "entries" not in known:
+        raise ConfigError(f"--out {path}: holds something else, which stays as it is")
+
+
+def shape_of(model: str, changes: Sequence[str]) -> ModelConfig:
+    """One of `MODELS` with other numbers.
+
+    Raises:
+        ConfigError: naming the numbers there are.
+    """
+    usual = MODELS[model]
+    numbers = [key for key, value in vars(usual).items() if type(value) is int]
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key not in numbers or not re.fullmatch(r"[0-9][0-9_]*", value):
+            raise ConfigError(
+                f"--set {change}: KEY=N, N a whole number, KEY one of {', '.join(numbers)}"
+            )
+    config = replace(usual, **numbers_of(changes))
+    if config.vocab_size <= FIRST_WORD:
+        raise ConfigError(
+            f"--set vocab_size={config.vocab_size}: the first {FIRST_WORD} are special tokens; "
+            f"at least {FIRST_WORD + 1}"
+        )
+    return config
+
+
+def numbers_of(changes: Sequence[str]) -> dict[str, int]:
+    """`KEY=N`s by key."""
+    return {key: int(value) for key, value in (part.split("=") for part in changes)}
+
+
+def measure_published(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Each of the published settings in a process of its own, in equal shares of the time left.
+
+    Returns:
+        The exit status: 1 if one of them did not end well.
+    """
     end = time.monotonic() + 60 * options.minutes
+    failed = False
     for number, (model, length) in enumerate(PUBLISHED):
-        seconds = (end - time.monotonic()) / (len(PUBLISHED) - number)
+        seconds = max(1.0, (end - time.monotonic()) / (len(PUBLISHED) - number))
         own = ["--model", model, "--max-length", str(length), "--minutes", str(seconds / 60)]
-        command = [sys.executable, __file__, *sys.argv[1:], *own]  # the last of an option counts
+        command = [sys.executable, __file__, *arguments, *own]  # the last of an option counts
         try:
             process = subprocess.run(command, timeout=max(1.0, end + 20 - time.monotonic()))
             outcome = f"exit status {process.returncode}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             outcome = "out of time"
         if outcome:
+            failed = True
             print(f"\n{model} @ {length}: {outcome}", flush=True)
+    return int(failed)
 
 
-def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
-    """Every variant on one model and length."""
+def measure_setting(
+    options: argparse.Namespace,
+    device: torch.device,
+    model: str,
+    length: int,
+    stored: StoredLengths | None,
+) -> int:
+    """Every variant on one model and length; the exit status."""
     end = time.monotonic() + 60 * options.minutes
     if device.type == "cpu":
         torch.set_num_threads(options.threads)
-    model = options.model or ("tiny" if device.type == "cpu" else "base")
-    changes = {key: int(value) for key, value in (part.split("=") for part in options.set)}
-    config = replace(MODELS[model], **changes)
+    changes, config = numbers_of(options.set), shape_of(model, options.set)
     slots = options.slots or (8192 if device.type == "cpu" else SLOTS.get(model, 98_304))
-    length = options.max_length or 512
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-
-    stored = stored_lengths(options.config, length) if options.lengths == "shards" else None
 
     def workload(step: int) -> Workload:
         return draw_workload(
@@ -175,6 +292,7 @@ def measure_setting(options: argparse.Namespace, device: torch.device) -> None:
     print(
         f"a step of ours: {shares}; graph breaks: {graph_breaks()}\nwritten to {path}", flush=True
     )
+    return int(all("failed" in variant for variant in entry["variants"]))
 
 
 def measure_group(
@@ -325,4 +443,4 @@ def print_row(row: dict[str, Any], first: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -62,9 +62,9 @@ def stored_lengths(config_path: str, max_length: int) -> StoredLengths:
     """Those of a phase's training sources, mixed by their shares, cut at `max_length`.
 
     Raises:
-        SystemExit: no shards of theirs are here.
+        ConfigError: the YAML is wrong, or no shards of its sources are here.
     """
-    from tessera.config import load
+    from tessera.config import ConfigError, load
     from tessera.data.pipeline.pieces import Cut
     from tessera.data.supply import readings
     from tessera.training.config import RunConfig
@@ -73,7 +73,7 @@ def stored_lengths(config_path: str, max_length: int) -> StoredLengths:
     found = torch.zeros(max_length + 1)
     for reading in readings(config.train_data, config.batch, config.duration, None, {}):
         if reading.supply.lengths is None or not reading.supply.tokens:
-            raise SystemExit(f"{config_path}: its shards are not here; prepare them first")
+            raise ConfigError(f"{config_path}: its shards are not here; prepare them first")
         share = reading.share / reading.supply.tokens
         for values, counts in Cut(max_length, split=True).segments(reading.supply.lengths.values):
             each = torch.as_tensor(counts * reading.supply.lengths.documents * share)
