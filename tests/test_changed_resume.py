@@ -6,6 +6,7 @@ its own, `test_mixture_change.py`; other numbers of ranks are in `test_distribut
 
 import logging
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_run
@@ -60,6 +61,15 @@ def settings(corpus, folder, **changes):
 def changes_of(plain, folder):
     saved = read(run_folder.checkpoint_path(folder, STEP))
     return resumable(decode(RunConfig, plain, "test"), saved)
+
+
+def test_a_setting_that_never_had_an_effect_is_no_change(corpus, undisturbed):
+    """Runs have stored a `clip_norm` of what stands beside Muon, which clipped nothing."""
+    saved = read(run_folder.checkpoint_path(undisturbed, STEP))
+    muon = {"name": "muon", "lr": 0.01, "rest": {"name": "adamw", "clip_norm": 1.0}}
+    stored = {**saved.run_config, "optimizer": muon}
+    plain = settings(corpus, undisturbed, optimizer={"name": "muon", "lr": 0.01})
+    assert resumable(decode(RunConfig, plain, "test"), replace(saved, run_config=stored)) == []
 
 
 def records(folder):

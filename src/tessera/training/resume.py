@@ -26,7 +26,7 @@ from tessera.quantities import Duration
 from tessera.tokenizer import load_tokenizer
 from tessera.training import run_folder
 from tessera.training.config import RunConfig
-from tessera.training.next_step import describe_change
+from tessera.training.next_step import configuration_of, describe_change
 
 if TYPE_CHECKING:
     from composer.core import State
@@ -120,7 +120,9 @@ def resumable(config: RunConfig, saved: Saved) -> list[str]:
     Raises:
         ValueError: something has changed that a phase must keep.
     """
-    before = with_defaults(RunConfig, saved.run_config)  # options that are newer than it
+    known = configuration_of(saved.run_config)
+    # As this version reads it, options that are newer with their defaults.
+    before = to_plain(known) if known else with_defaults(RunConfig, saved.run_config)
     changes = list(_differences(before, to_plain(config), ""))
     fixed = [(k, old, new) for k, old, new in changes if k == "seed" or k.startswith("model.")]
     if fixed:
