@@ -14,7 +14,6 @@ from tessera.checkpoints import history
 from tessera.checkpoints.checkpoint import Checkpoint
 from tessera.checkpoints.release.evaluations import Result, model_index
 from tessera.files import JsonObject
-from tessera.optim.config import StableAdamW
 from tessera.quantities import short_number
 
 _PACKAGES = ("tessera", "torch", "transformers", "mosaicml", "mosaicml-streaming", "torch-optimi")
@@ -342,7 +341,7 @@ def _optimizer(checkpoint: Checkpoint, rate: float) -> str:
     settings = checkpoint.run_config.get("optimizer")
     settings = settings if isinstance(settings, Mapping) else {}
     name, peak, rest = (settings.get(key) for key in ("name", "lr", "rest"))
-    inner = [f"name: {name}"] if name not in (None, StableAdamW.name) else []
+    inner = [f"name: {name}"] if name not in (None, "stable_adamw") else []
     inner.append(f"lr: {rate:g}")
     if isinstance(rest, Mapping) and peak and rest.get("lr"):
         inner.append(f"rest: {{lr: {rest['lr'] * rate / peak:g}}}")
