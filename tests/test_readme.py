@@ -159,3 +159,19 @@ def test_the_map_names_what_is_there():
         assert f"{folder.name}/" in text, f"the map has no phrase for {folder}"
         rooms = [p for p in Path(folder).iterdir() if p.suffix == ".py" and p.name[0] != "_"]
         assert len(rooms) <= 13, f"{folder} has {len(rooms)} rooms"
+
+
+def test_the_larger_demo_is_beside_the_small_one():
+    """`make -n` says what would be done, and does nothing."""
+
+    def told(*words):
+        command = ["make", "-n", "-B", *words]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    small, large = told("demo").stdout, told("demo", "DEMO_MB=200").stdout
+    assert "--mb 12 --out data/demo/text" in small and "main.py yamls/demo/phase3.yaml" in small
+    assert "--mb 200 --out data/demo-large/text" in large
+    assert "main.py yamls/demo/large/phase3.yaml" in large
+    assert "demo-large" not in small and "runs/demo/" not in large
+    refused = told("demo-eval", "DEMO_MB=200")
+    assert refused.returncode == 2 and "leave out DEMO_MB" in refused.stderr
